@@ -1,0 +1,72 @@
+"""What the service needs of a model, as a port: `model.embedder.Embedder` fits it, and so does a fake.
+
+Routes, batcher and index see embeddings and token ids only, so that their tests run without TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.embedding import Embedding, IntArray, Output
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a client may ask about the model that serves it."""
+
+    name: str
+    """Checkpoint as the operator named it: a hub id or a folder's last part, never a path."""
+    revision: str | None
+    fingerprint: str
+    """Hex digest over weights and tokenizer: the vectors of two fingerprints do not mix."""
+    engine: str
+    """Who computes the forward pass, e.g. `tensorflow`."""
+    precision: str
+    """`float32`, `float16`, `bfloat16` or `int8`."""
+    outputs: tuple[Output, ...]
+    """The outputs that the checkpoint has heads for."""
+    hidden_size: int
+    colbert_dim: int
+    vocab_size: int
+    max_length: int
+    """Longest text in tokens, `<s>` and `</s>` included."""
+
+
+class Tokenized(Protocol):
+    """A text as token ids, `<s>` and `</s>` included, cut to the length that was asked for."""
+
+    @property
+    def ids(self) -> IntArray:
+        """Shape [T] int32."""
+
+    @property
+    def offsets(self) -> Sequence[tuple[int, int]]:
+        """T pairs [start, end) of character positions in the text; (0, 0) for `<s>` and `</s>`."""
+
+    @property
+    def total(self) -> int:
+        """Tokens before the cut; `total > len(ids)` means truncated."""
+
+
+class TextModel(Protocol):
+    """The model as the service sees it. `tokenize` is thread-safe; `forward` is called by one thread."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Sizes, names and the fingerprint."""
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
+        """Texts to token ids of at most `max_length` (2 to `card.max_length`), in order."""
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries for token ids, e.g. `▁Hello`."""
+
+    def forward(
+        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+    ) -> list[Embedding]:
+        """ONE forward pass over a whole batch of token ids, results in order.
+
+        `Embedding.truncated` is left False: only the caller knows it.
+        """

@@ -1,0 +1,69 @@
+"""M3's equations: how two embeddings are compared (arXiv 2402.03216, section 3.2).
+
+Legend: D hidden size, C ColBERT dimension, M query vectors, N document vectors.
+NumPy only, in float32 as the vectors come. It neither finds candidates nor ranks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.embedding import FloatArray, LexicalWeights
+
+
+@dataclass(frozen=True, slots=True)
+class FusionWeights:
+    """The weights of the hybrid score; the default is that of the model card's example.
+
+    Raises ValueError where one is negative or not finite, or where all are 0.
+    """
+
+    dense: float = 0.4
+    sparse: float = 0.2
+    colbert: float = 0.4
+
+    def __post_init__(self) -> None:
+        values = (self.dense, self.sparse, self.colbert)
+        if not all(np.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"fusion weights must be finite and not negative, got {values}")
+        if not sum(values) > 0:
+            raise ValueError("at least one fusion weight must be greater than 0")
+
+
+def dense_score(query: FloatArray, document: FloatArray) -> float:
+    """Dot product of two dense vectors. Shapes: [D], [D]."""
+    return float(query @ document)
+
+
+def lexical_score(query: LexicalWeights, document: LexicalWeights) -> float:
+    """Sum of the products of the weights of shared token ids (s_lex)."""
+    _, ours, theirs = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
+    return float(query.values[ours] @ document.values[theirs])
+
+
+def colbert_score(query: FloatArray, document: FloatArray) -> float:
+    """MaxSim: the mean over the query's vectors of the best dot product with the document's.
+
+    Shapes: [M, C], [N, C]. A mean, where other engines sum. Both sides hold true tokens only:
+    a zero row for padding would turn a negative best similarity into 0.
+    """
+    return float((query @ document.T).max(axis=1).mean())  # [M, N] -> [M]
+
+
+def hybrid_score(
+    weights: FusionWeights,
+    dense: NDArray[np.floating] | float,
+    sparse: NDArray[np.floating] | float,
+    colbert: NDArray[np.floating] | float,
+) -> NDArray[np.float64]:
+    """Weighted mean of the three scores: (w_d d + w_s s + w_c c) / (w_d + w_s + w_c)."""
+    total = weights.dense + weights.sparse + weights.colbert
+    blend = (
+        weights.dense * np.asarray(dense, np.float64)
+        + weights.sparse * np.asarray(sparse, np.float64)
+        + weights.colbert * np.asarray(colbert, np.float64)
+    )
+    return np.asarray(blend / total, np.float64)
