@@ -1,0 +1,195 @@
+"""The XLM-RoBERTa encoder on TensorFlow: embeddings and N post-LayerNorm blocks, padding-free.
+
+Legend: S packed tokens of a batch, G texts of an attention tile, Tq/Tk its query and key rows,
+H heads, D hidden, d = D / H, V vocabulary. Source of the arithmetic: RoBERTa as transformers
+computes it (`modeling_xlm_roberta.py`), without dropout and without the pooler, which M3 ignores.
+Variables carry the checkpoint's own names (`weights.mapping` has the table). It does not read
+checkpoints, batch texts or train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from model.config import EncoderConfig
+
+Tensor = Any  # TensorFlow ships no types; the shape comments say what mypy cannot
+
+_MASKED = -1e9  # added to the scores of padding keys: exp() makes it exactly 0 in float32
+
+
+class Linear(keras.layers.Layer):  # type: ignore[misc]
+    """y = x W + b with W [in, out]. Shape: [S, in] -> [S, out]."""
+
+    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False, dtype: str) -> None:
+        super().__init__(dtype=dtype)
+        self._gelu = gelu
+        self.kernel = self.add_weight(name="kernel", shape=(inputs, outputs), initializer="zeros")
+        self.bias = self.add_weight(name="bias", shape=(outputs,), initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        """Matmul, bias and (where asked) the exact, erf-based GELU: TensorFlow fuses the three."""
+        y = tf.nn.bias_add(tf.matmul(x, tf.convert_to_tensor(self.kernel)), tf.convert_to_tensor(self.bias))
+        return tf.nn.gelu(y, approximate=False) if self._gelu else y
+
+
+class LayerNorm(keras.layers.Layer):  # type: ignore[misc]
+    """LayerNorm over the last axis, computed in float32 whatever the precision. Shape: [S, D] -> [S, D]."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__(dtype="float32", autocast=False)
+        self._epsilon = epsilon
+        self.weight = self.add_weight(name="weight", shape=(size,), initializer="ones")
+        self.bias = self.add_weight(name="bias", shape=(size,), initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        """Biased variance, as torch computes it."""
+        wide = tf.cast(x, tf.float32)
+        centred = wide - tf.reduce_mean(wide, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scaled = centred * (tf.math.rsqrt(variance + self._epsilon) * self.weight) + self.bias
+        return tf.cast(scaled, x.dtype)
+
+
+class Embeddings(keras.layers.Layer):  # type: ignore[misc]
+    """Word + position + token type 0, then LayerNorm. Shape: ids, positions [S] -> [S, D]."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
+        super().__init__(dtype=dtype)
+        width = config.hidden_size
+        self.word = self.add_weight(name="word", shape=(config.vocab_size, width), initializer="zeros")
+        self.position = self.add_weight(
+            name="position", shape=(config.max_position_embeddings, width), initializer="zeros"
+        )
+        self.token_type = self.add_weight(
+            name="token_type", shape=(config.type_vocab_size, width), initializer="zeros"
+        )
+        self.norm = LayerNorm(width, config.layer_norm_eps)
+
+    def call(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Rows are looked up where they lie: the tables are never copied."""
+        word = tf.nn.embedding_lookup(self.word.value, ids)
+        position = tf.nn.embedding_lookup(self.position.value, positions)
+        return self.norm(word + tf.convert_to_tensor(self.token_type)[0] + position)
+
+
+class SelfAttention(keras.layers.Layer):  # type: ignore[misc]
+    """softmax(Q K^T / sqrt(d)) V, each text attending to itself alone. Shape: [S, D] -> [S, D]."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
+        super().__init__(dtype=dtype)
+        width = config.hidden_size
+        self._heads, self._head_size = config.num_attention_heads, config.head_size
+        self.query = Linear(width, width, dtype=dtype)
+        self.key = Linear(width, width, dtype=dtype)
+        self.value = Linear(width, width, dtype=dtype)
+
+    def call(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
+        """Walk over the tiles of a `PackedBatch`; see `packing.py` for what `plan` holds."""
+        scale = tf.cast(self._head_size**-0.5, x.dtype)
+        q, k, v = self.query(x) * scale, self.key(x), self.value(x)  # [S, D] each
+        count = tf.shape(plan["tile_sizes"])[0]
+        parts = tf.TensorArray(x.dtype, size=count, infer_shape=False, element_shape=[None, x.shape[-1]])
+
+        def tile(i: Tensor, q_at: Tensor, k_at: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
+            size = plan["tile_sizes"][i]
+            groups, q_rows, k_rows = size[0], size[1], size[2]
+            q_end, k_end = q_at + groups * q_rows, k_at + groups * k_rows
+            keys = plan["keys"][k_at:k_end]
+            hidden = tf.reshape(plan["visible"][k_at:k_end], [groups, 1, 1, k_rows])
+            mask = tf.where(hidden, tf.zeros([], tf.float32), _MASKED)  # [G, 1, 1, Tk]
+            context = self._attend(
+                self._split(tf.gather(q, plan["queries"][q_at:q_end]), groups, q_rows),
+                self._split(tf.gather(k, keys), groups, k_rows),
+                self._split(tf.gather(v, keys), groups, k_rows),
+                mask,
+            )  # [G, H, Tq, d]
+            rows = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [groups * q_rows, x.shape[-1]])
+            return i + 1, q_end, k_end, parts.write(i, rows)
+
+        zero = tf.constant(0)
+        *_, parts = tf.while_loop(
+            lambda i, *_: i < count, tile, (zero, zero, zero, parts), parallel_iterations=1
+        )
+        return tf.gather(parts.concat(), plan["gather"])
+
+    def _split(self, rows: Tensor, groups: Tensor, length: Tensor) -> Tensor:
+        """[G * T, D] -> [G, H, T, d]."""
+        return tf.transpose(
+            tf.reshape(rows, [groups, length, self._heads, self._head_size]), [0, 2, 1, 3]
+        )
+
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        scores = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)  # [G, H, Tq, Tk]
+        return tf.matmul(tf.cast(tf.nn.softmax(scores + mask), v.dtype), v)
+
+
+class Block(keras.layers.Layer):  # type: ignore[misc]
+    """Attention and feed-forward, each followed by add and LayerNorm. Shape: [S, D] -> [S, D]."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
+        super().__init__(dtype=dtype)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.attention = SelfAttention(config, dtype=dtype)
+        self.attention_output = Linear(width, width, dtype=dtype)
+        self.attention_norm = LayerNorm(width, config.layer_norm_eps)
+        self.intermediate = Linear(width, inner, gelu=True, dtype=dtype)
+        self.output_dense = Linear(inner, width, dtype=dtype)
+        self.output_norm = LayerNorm(width, config.layer_norm_eps)
+
+    def call(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
+        """One post-LayerNorm block."""
+        x = self.attention_norm(self.attention_output(self.attention(x, plan)) + x)
+        return self.output_norm(self.output_dense(self.intermediate(x)) + x)
+
+
+class Encoder(keras.Model):  # type: ignore[misc]
+    """Token ids to last hidden states, for any depth, width and vocabulary.
+
+    Shape: the arrays of a `PackedBatch` -> [S, D] in `dtype` (`float32`, `float16`, `bfloat16`).
+    """
+
+    def __init__(self, config: EncoderConfig, *, dtype: str = "float32") -> None:
+        super().__init__(dtype=dtype)
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.blocks = [Block(config, dtype=dtype) for _ in range(config.num_hidden_layers)]
+
+    def call(self, ids: Tensor, positions: Tensor, plan: dict[str, Tensor]) -> Tensor:
+        """The last hidden state of every packed token."""
+        x = self.embeddings(ids, positions)
+        for block in self.blocks:
+            x = block(x, plan)
+        return x
+
+    def named_variables(self) -> dict[str, Tensor]:
+        """Every variable by its checkpoint name; `weights.mapping` lists the same names."""
+        named = {
+            "embeddings/word_embeddings/weight": self.embeddings.word,
+            "embeddings/position_embeddings/weight": self.embeddings.position,
+            "embeddings/token_type_embeddings/weight": self.embeddings.token_type,
+            **_norm("embeddings/LayerNorm", self.embeddings.norm),
+        }
+        for number, block in enumerate(self.blocks):
+            here = f"encoder/layer/{number}"
+            named |= linear_variables(f"{here}/attention/self/query", block.attention.query)
+            named |= linear_variables(f"{here}/attention/self/key", block.attention.key)
+            named |= linear_variables(f"{here}/attention/self/value", block.attention.value)
+            named |= linear_variables(f"{here}/attention/output/dense", block.attention_output)
+            named |= _norm(f"{here}/attention/output/LayerNorm", block.attention_norm)
+            named |= linear_variables(f"{here}/intermediate/dense", block.intermediate)
+            named |= linear_variables(f"{here}/output/dense", block.output_dense)
+            named |= _norm(f"{here}/output/LayerNorm", block.output_norm)
+        return named
+
+
+def linear_variables(name: str, layer: Linear) -> dict[str, Tensor]:
+    """Kernel and bias of a linear layer under its checkpoint name."""
+    return {f"{name}/kernel": layer.kernel, f"{name}/bias": layer.bias}
+
+
+def _norm(name: str, layer: LayerNorm) -> dict[str, Tensor]:
+    return {f"{name}/weight": layer.weight, f"{name}/bias": layer.bias}

@@ -1,0 +1,108 @@
+"""Text to token ids: the checkpoint's own `tokenizer.json`, read as it is.
+
+transformers' AutoTokenizer rebuilds the pipeline of an XLM-R file and disagrees with it on some
+texts (a trailing space, a space before a literal `</s>`): the `tokenizers` library runs the file
+itself. Nothing here is ever changed after construction, so threads may share one tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from model.config import EncoderConfig
+from model.embedding import IntArray
+
+
+class TokenizerError(ValueError):
+    """The tokenizer file cannot be read, or does not belong to the encoder."""
+
+
+class TextError(ValueError):
+    """A text is not valid Unicode: it holds half of a surrogate pair."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """One text as token ids, cut to the length that was asked for.
+
+    Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `total` tokens before the cut.
+    """
+
+    ids: IntArray
+    total: int
+    encoding: tokenizers.Encoding
+
+    @property
+    def truncated(self) -> bool:
+        """True where the text had more tokens than fit."""
+        return self.total > len(self.ids)
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """T pairs [start, end) of character positions in the text; (0, 0) for `<s>` and `</s>`."""
+        found: list[tuple[int, int]] = self.encoding.offsets
+        return [*found[: len(self.ids) - 1], found[-1]]
+
+
+class Tokenizer:
+    """XLM-R's Unigram tokenizer, from a `tokenizer.json`."""
+
+    def __init__(self, path: Path, config: EncoderConfig) -> None:
+        """Raises TokenizerError naming the file where it cannot serve this encoder."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            raise TokenizerError(f"{path}: cannot read the tokenizer: {error}") from error
+        # The file may carry its own truncation and padding; the caller decides about both.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if (size := self._tokenizer.get_vocab_size()) > config.vocab_size:
+            raise TokenizerError(
+                f"{path}: {size} tokens, but the encoder's vocabulary has {config.vocab_size} rows: "
+                "the file belongs to another checkpoint"
+            )
+        if (frame := self._tokenizer.encode("").ids) != [config.bos_token_id, config.eos_token_id]:
+            raise TokenizerError(
+                f"{path}: the empty text becomes {frame}, not <s></s> "
+                f"({config.bos_token_id}, {config.eos_token_id}): not an XLM-R tokenizer"
+            )
+        unknown = self._tokenizer.token_to_id("<unk>")
+        special = (config.bos_token_id, config.eos_token_id, config.pad_token_id, unknown)
+        self.unused_ids = frozenset(token for token in special if token is not None)
+        """Ids that carry no lexical weight: `<s>`, `</s>`, `<pad>`, `<unk>`."""
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+        """Texts to ids of at most `max_length` tokens, in order; a cut keeps `</s>` at the end.
+
+        Raises TextError for a text with a lone surrogate.
+        """
+        if max_length < 2:
+            raise ValueError(f"max_length {max_length} leaves no room for <s> and </s>")
+        for number, text in enumerate(texts):
+            _check(number, text)
+        return [_cut(encoding, max_length) for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries of token ids, e.g. `▁Hello`; an id without one gives `<unk>`."""
+        return [self._tokenizer.id_to_token(int(token)) or "<unk>" for token in ids]
+
+
+def _check(number: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"text {number} holds a lone surrogate at character {error.start}: not valid Unicode"
+        ) from error
+
+
+def _cut(encoding: tokenizers.Encoding, max_length: int) -> TokenizedText:
+    ids = np.array(encoding.ids, np.int32)
+    if len(ids) > max_length:
+        ids = np.append(ids[: max_length - 1], ids[-1:])
+    return TokenizedText(ids, len(encoding.ids), encoding)
