@@ -6,7 +6,7 @@ It imports TensorFlow, so nothing imports it at module level but the composition
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,14 @@ from weights.loader import LoadedCheckpoint, load, read_layout
 
 BUNDLED = "mini"
 
+PRECISIONS: Mapping[str, Precision] = {
+    "auto": "float32",
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+}
+"""The arithmetic of each engine that is built; `Settings` refuses the others."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -36,13 +44,8 @@ class LoadedModel:
     folder: Path
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Texts to ids as the contract has it: whitespace alone becomes `<s></s>`.
-
-        The tokenizer itself would give such a text a lone `▁`, and with it an arbitrary vector.
-        """
-        return self.embedder.tokenizer.tokenize(
-            ["" if text.isspace() else text for text in texts], max_length
-        )
+        """Texts to ids; white space alone becomes `<s></s>`."""
+        return self.embedder.tokenize(texts, max_length)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries of token ids."""
@@ -73,12 +76,16 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
     checkpoint = resolve(settings, progress=progress)
     _configure_tensorflow(settings.threads)
     engine, tokenizer, loaded = load_checkpoint(
-        checkpoint.folder, dense_only=settings.dense_only, progress=progress
+        checkpoint.folder,
+        dense_only=settings.dense_only,
+        precision=PRECISIONS[settings.engine],
+        progress=progress,
     )
     config = engine.config
     options = EncodingOptions(
         query_max_length=settings.query_max_length,
         passage_max_length=settings.passage_max_length,
+        blank_as_empty=True,
         max_batch_tokens=settings.max_batch_tokens,
     )
     card = ModelCard(
@@ -134,7 +141,11 @@ def load_engine(
     )
     # disable=None hides the bar where nobody watches: it is shown on a terminal only.
     with tqdm(
-        desc="loading weights", unit="B", unit_scale=True, unit_divisor=1024, disable=None if progress else True
+        desc="loading weights",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None if progress else True,
     ) as bar:
 
         def show(done: int, total: int) -> None:

@@ -52,8 +52,8 @@ def run_selftest(embedder: Embedder, folder: Path, *, published: bool, precision
     path = folder / GOLDEN_FILE
     if not path.exists():
         raise GoldenError(
-            f"{path} is missing, so there is nothing to compare with; if these are the weights of BAAI/bge-m3, "
-            "say so with --published"
+            f"{path} is missing, so there is nothing to compare with; "
+            "if these are the weights of BAAI/bge-m3, say so with --published"
         )
     golden = read_golden(path)
     ours = embedder.encode(golden.texts, max_length=embedder.max_length, progress=False)

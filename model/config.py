@@ -65,6 +65,10 @@ class EncoderConfig:
                 raise ConfigError(f"{source}: {name} is {value!r}; this encoder computes {wanted} only")
         fields = {**fields, **_reference_defaults(fields)}
         values = {name: _number(source, name, fields[name], least) for name, least in _LEAST.items()}
+        if values["num_hidden_layers"] > _MOST_LAYERS:
+            raise ConfigError(
+                f"{source}: num_hidden_layers {values['num_hidden_layers']} is over {_MOST_LAYERS}"
+            )
         config = cls(
             **values,
             layer_norm_eps=_epsilon(source, fields["layer_norm_eps"]),
@@ -79,7 +83,7 @@ class EncoderConfig:
                 raise ConfigError(f"{source}: {name} {values[name]} is outside the vocabulary")
         if config.max_length < 2:
             raise ConfigError(
-                f"{source}: max_position_embeddings {config.max_position_embeddings} leaves no room for a text"
+                f"{source}: max_position_embeddings {config.max_position_embeddings} leaves no room for text"
             )
         return config
 
@@ -92,6 +96,9 @@ _ONLY: Mapping[str, tuple[object, ...]] = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
+
+# Far above any XLM-R: a damaged or hostile file must not make us list billions of tensors.
+_MOST_LAYERS = 1000
 
 # Integer fields and the least value that makes sense.
 _LEAST: Mapping[str, int] = {

@@ -32,6 +32,8 @@ class EncodingOptions:
 
     `query_max_length`, `passage_max_length` in tokens, capped by what the encoder can take.
     `query_instruction` goes before each query as it stands (M3 was trained without one).
+    `blank_as_empty` reads a text of white space alone as `<s></s>`, as the HTTP contract has it; the
+    reference makes a lone `▁` of it, and from that an arbitrary vector.
     `max_batch_tokens` bounds a forward pass; padding-free, it changes memory and not speed.
     """
 
@@ -39,7 +41,8 @@ class EncodingOptions:
     passage_max_length: int = 512
     query_instruction: str = ""
     normalize: bool = True
-    max_batch_tokens: int = 4096
+    blank_as_empty: bool = False
+    max_batch_tokens: int = 2048
 
 
 class Embedder:
@@ -84,33 +87,43 @@ class Embedder:
         for number, text in enumerate(texts):
             if not text:
                 raise ValueError(f"text {number} is empty")
-        tokenized = self._tokenize(texts, kind, max_length)
+        tokenized = self._tokenize_as(kind, texts, max_length)
         if not truncate:
-            for number, text in enumerate(tokenized):
-                if text.truncated:
-                    raise TextTooLongError(number, text.total, len(text.ids))
+            for number, one in enumerate(tokenized):
+                if one.truncated:
+                    raise TextTooLongError(number, one.total, len(one.ids))
         unit = self.options.normalize if normalize is None else normalize
         results: list[Embedding | None] = [None] * len(texts)
-        batches = list(token_batches([len(text.ids) for text in tokenized], self.options.max_batch_tokens))
+        batches = list(token_batches([len(one.ids) for one in tokenized], self.options.max_batch_tokens))
         hidden = len(batches) < 2 or None if progress is None else not progress
         with tqdm(total=len(texts), unit="text", desc="embedding", disable=hidden) as bar:
             for batch in batches:
                 ids: list[IntArray] = [tokenized[number].ids for number in batch]
-                for number, one in zip(batch, self.engine.forward(ids, wanted, normalize=unit), strict=True):
-                    results[number] = replace(one, truncated=tokenized[number].truncated)
+                found = self.engine.forward(ids, wanted, normalize=unit)
+                for number, embedding in zip(batch, found, strict=True):
+                    results[number] = replace(embedding, truncated=tokenized[number].truncated)
                 bar.update(len(batch))
-        return [one for one in results if one is not None]
+        return [embedding for embedding in results if embedding is not None]
 
-    def _tokenize(self, texts: Sequence[str], kind: Kind, max_length: int | None) -> list[TokenizedText]:
+    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+        """Texts to ids of at most `max_length` tokens (2 to the encoder's limit). Thread-safe.
+
+        Raises TextError for invalid Unicode, ValueError for a length out of range.
+        """
+        if not 2 <= max_length <= self.max_length:
+            raise ValueError(f"max_length {max_length} is not within 2 and the model's {self.max_length}")
+        if self.options.blank_as_empty:
+            texts = ["" if text.isspace() else text for text in texts]
+        return self.tokenizer.tokenize(texts, max_length)
+
+    def _tokenize_as(self, kind: Kind, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
         options = self.options
         if max_length is None:
             preset = options.query_max_length if kind == "query" else options.passage_max_length
             max_length = min(preset, self.max_length)
-        if not 2 <= max_length <= self.max_length:
-            raise ValueError(f"max_length {max_length} is not within 2 and the model's {self.max_length}")
         if kind == "query" and options.query_instruction:
             texts = [options.query_instruction + text for text in texts]
-        return self.tokenizer.tokenize(texts, max_length)
+        return self.tokenize(texts, max_length)
 
 
 def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:

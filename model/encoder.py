@@ -118,9 +118,7 @@ class SelfAttention(keras.layers.Layer):  # type: ignore[misc]
 
     def _split(self, rows: Tensor, groups: Tensor, length: Tensor) -> Tensor:
         """[G * T, D] -> [G, H, T, d]."""
-        return tf.transpose(
-            tf.reshape(rows, [groups, length, self._heads, self._head_size]), [0, 2, 1, 3]
-        )
+        return tf.transpose(tf.reshape(rows, [groups, length, self._heads, self._head_size]), [0, 2, 1, 3])
 
     @staticmethod
     def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

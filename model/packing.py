@@ -94,7 +94,7 @@ def positions(ids: IntArray, starts: IntArray, pad_token_id: int) -> IntArray:
     running = np.cumsum(counted, dtype=np.int32)
     before = running[starts[:-1]] - counted[starts[:-1]]
     within = running - np.repeat(before, np.diff(starts))
-    return (pad_token_id + within * counted).astype(np.int32)
+    return np.asarray(pad_token_id + within * counted, np.int32)
 
 
 def tiles(lengths: IntArray, starts: IntArray, *, num_heads: int, max_scores: int) -> Iterator[Tile]:

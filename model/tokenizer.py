@@ -56,7 +56,7 @@ class Tokenizer:
         """Raises TokenizerError naming the file where it cannot serve this encoder."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        except Exception as error:  # the library raises nothing narrower
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error}") from error
         # The file may carry its own truncation and padding; the caller decides about both.
         self._tokenizer.no_truncation()

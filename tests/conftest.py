@@ -44,7 +44,12 @@ def real_tokenizer(test_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         pytest.skip(f"no tokenizer in {source}")
     folder = tmp_path_factory.mktemp("bge-m3-tokenizer")
     (folder / "tokenizer.json").write_bytes(lzma.decompress((source / "tokenizer.json.xz").read_bytes()))
-    for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model"):
+    for name in (
+        "config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "sentencepiece.bpe.model",
+    ):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder
 

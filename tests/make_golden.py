@@ -1,6 +1,6 @@
 """Write a checkpoint's `golden.safetensors` with torch and transformers (run by hand, not by pytest).
 
-    python -m tests.make_golden weights/mini
+python -m tests.make_golden weights/mini
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def reference_outputs(
     """Encode token ids with torch: padded to the longest as the reference does, or one by one."""
     colbert = {k: v.float() for k, v in torch.load(folder / "colbert_linear.pt").items()}
     sparse = {k: v.float() for k, v in torch.load(folder / "sparse_linear.pt").items()}
-    states = _padded_states(encoder, batch) if padded else [_padded_states(encoder, [one])[0] for one in batch]
+    states = (
+        _padded_states(encoder, batch) if padded else [_padded_states(encoder, [one])[0] for one in batch]
+    )
     return [_heads(ids, hidden, colbert, sparse) for ids, hidden in zip(batch, states, strict=True)]
 
 

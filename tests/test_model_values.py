@@ -33,6 +33,7 @@ FIELDS = json.loads((MINI / "config.json").read_text())
         ("hidden_size", 255),
         ("hidden_size", "256"),
         ("num_hidden_layers", 0),
+        ("num_hidden_layers", 10**9),
         ("num_attention_heads", True),
         ("layer_norm_eps", 0),
         ("pad_token_id", 32001),

@@ -25,7 +25,9 @@ def tokenizer() -> Tokenizer:
 def test_all_golden_texts_give_the_published_ids(
     real_tokenizer: Path, golden_token_ids: list[dict[str, object]]
 ) -> None:
-    real = Tokenizer(real_tokenizer / "tokenizer.json", EncoderConfig.from_file(real_tokenizer / "config.json"))
+    real = Tokenizer(
+        real_tokenizer / "tokenizer.json", EncoderConfig.from_file(real_tokenizer / "config.json")
+    )
     assert len(golden_token_ids) == 364
     found = real.tokenize([str(row["text"]) for row in golden_token_ids], 8192)
     wrong = [row for row, one in zip(golden_token_ids, found, strict=True) if one.ids.tolist() != row["ids"]]
@@ -81,7 +83,9 @@ def test_a_files_own_truncation_and_padding_are_ignored(tmp_path: Path) -> None:
     raw.enable_padding(length=16, pad_id=1, pad_token="<pad>")
     raw.save(str(tmp_path / "tokenizer.json"))
     config = EncoderConfig.from_file(MINI / "config.json")
-    one, other = Tokenizer(tmp_path / "tokenizer.json", config).tokenize(["one two three four five", "a"], 512)
+    one, other = Tokenizer(tmp_path / "tokenizer.json", config).tokenize(
+        ["one two three four five", "a"], 512
+    )
     assert one.total > 4 and 1 not in other.ids
 
 

@@ -43,7 +43,11 @@ def sparse_difference(one: Embedding, reference: dict[int, float]) -> float:
 
 
 def assert_parity(
-    engine: TensorFlowEngine, batch: Sequence[IntArray], references: Sequence[Reference], *, atol: float = 1e-5
+    engine: TensorFlowEngine,
+    batch: Sequence[IntArray],
+    references: Sequence[Reference],
+    *,
+    atol: float = 1e-5,
 ) -> None:
     """Every part of every embedding within `atol` of the reference."""
     found = largest_differences(engine, batch, references)

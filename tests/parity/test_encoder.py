@@ -29,9 +29,7 @@ def test_matches_torch(shape: str, padded: bool, seed: int, tmp_path: Path) -> N
     # Exactly the maximum, one token, the empty text, unequal lengths, and literal special tokens.
     batch = random_batch(generator, [64, 1, 2, 3, *generator.integers(2, 65, 9)], vocab_size=500)
     batch.append(np.array([0, 17, 1, 18, 2, 1, 19, 499, 3, 17, 2], np.int32))
-    assert_parity(
-        load_engine(tmp_path), batch, reference_outputs(encoder, tmp_path, batch, padded=padded)
-    )
+    assert_parity(load_engine(tmp_path), batch, reference_outputs(encoder, tmp_path, batch, padded=padded))
 
 
 @pytest.mark.parametrize("max_scores", [1, 700, 1 << 22])
@@ -54,7 +52,9 @@ def test_a_text_gives_the_same_vectors_alone_and_in_any_batch(seed: int, tmp_pat
         order = generator.permutation(len(texts))
         for begin in range(0, len(texts), size):
             chosen = order[begin : begin + size]
-            for number, together in zip(chosen, engine.forward([texts[n] for n in chosen], OUTPUTS), strict=True):
+            for number, together in zip(
+                chosen, engine.forward([texts[n] for n in chosen], OUTPUTS), strict=True
+            ):
                 one = alone[number]
                 np.testing.assert_allclose(together.dense, one.dense, atol=1e-5, rtol=0)
                 np.testing.assert_allclose(together.colbert, one.colbert, atol=1e-5, rtol=0)
@@ -88,7 +88,9 @@ def test_bad_token_ids_are_refused(seed: int, tmp_path: Path) -> None:
 
 
 def test_mean_pooling_and_unnormalised_outputs(seed: int, tmp_path: Path) -> None:
-    encoder = make_checkpoint(tmp_path, seed=seed, vocab_size=200, max_position_embeddings=66, **SHAPES["small"])
+    encoder = make_checkpoint(
+        tmp_path, seed=seed, vocab_size=200, max_position_embeddings=66, **SHAPES["small"]
+    )
     batch = random_batch(np.random.default_rng(seed), [9, 30, 2], vocab_size=200)
     references = reference_outputs(encoder, tmp_path, batch)
     mean = load_engine(tmp_path, pooling="mean")

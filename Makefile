@@ -1,0 +1,66 @@
+# Trivec: `make run` and `make test` do everything on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup run test test-slow test-peers lint bench docs image peers clean
+
+help:
+	@echo "make run         set up and start the server on the bundled checkpoint"
+	@echo "make test        linters, types and tests (what CI runs)"
+	@echo "make test-slow   the full-size parity and crash tests: minutes, 8 GB of memory"
+	@echo "make test-peers  parity with FlagEmbedding itself (installs it into .venv-peers)"
+	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
+	@echo "make lint        ruff and mypy alone"
+	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
+
+# The virtual environment: what the server needs, and on top of it what tests need.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+		f"Trivec needs Python 3.11 to 3.13, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.11 run")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run constraints-dev.txt
+	$(PIP) -c constraints.txt -c constraints-dev.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.run
+
+run: setup
+	@$(BIN)/trivec serve
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -m "not slow and not peers"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -s
+
+peers: .venv-peers/.done
+.venv-peers/.done: pyproject.toml constraints-peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-peers.txt
+	@touch $@
+
+test-peers: $(VENV)/.dev peers
+	$(BIN)/python -m pytest -m peers
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.full_size
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_docs.py
+
+image:
+	docker build $(IMAGE_ARGS) -t trivec .
+
+clean:
+	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

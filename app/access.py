@@ -1,0 +1,92 @@
+"""What stands before a handler: the API key, the readiness of the model, and a body that is JSON.
+
+These run before FastAPI looks at the body, so that a stranger's thirty megabytes are never parsed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Coroutine, Sequence
+from email.message import Message
+from typing import Any, ClassVar
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import InvalidRequest, ReadOnlyKey, Unauthorized
+from app.service import service_of
+from app.settings import ApiKey
+from app.wire import parse_json
+
+
+def check_key(keys: Sequence[ApiKey], authorization: str | None, *, writes: bool) -> None:
+    """Raise Unauthorized or ReadOnlyKey unless the header has a key that may do this.
+
+    Every key is compared, each in constant time, so that neither the place of a key nor a
+    shared prefix shows in the time that a refusal takes.
+    """
+    if not keys:
+        return
+    scheme, _, token = (authorization or "").partition(" ")
+    given = token.strip().encode("utf-8", "surrogatepass")
+    if scheme.lower() != "bearer":
+        given = b""
+    matching = [key for key in keys if hmac.compare_digest(key.secret, given)]
+    if not matching:
+        raise Unauthorized("an API key is needed: send it as `Authorization: Bearer <key>`")
+    if writes and all(key.read_only for key in matching):
+        raise ReadOnlyKey("this API key may read but not write")
+
+
+class ParsedRequest(Request):
+    """A request whose body was parsed by `parse_json`, which is stricter than the standard library."""
+
+    parsed: Any = None
+
+    async def json(self) -> Any:
+        """The body that `_Gated` has parsed."""
+        return self.parsed
+
+
+class _Gated(APIRoute):
+    """A route that takes requests of holders of a key only, once the model has answered."""
+
+    writes: ClassVar[bool]
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler behind the checks."""
+        handler = super().get_route_handler()
+        has_body = self.body_field is not None
+
+        async def gated(request: Request) -> Response:
+            service = service_of(request)
+            check_key(service.keys, request.headers.get("authorization"), writes=self.writes)
+            service.require_ready()
+            parsed = ParsedRequest(request.scope, request.receive)
+            if has_body and await parsed.body():
+                if media_type(request) != "application/json":
+                    raise InvalidRequest("the body must be sent as application/json", param="Content-Type")
+                parsed.parsed = parse_json(await parsed.body())
+            return await handler(parsed)
+
+        return gated
+
+
+class ReadRoute(_Gated):
+    """Open to every key."""
+
+    writes = False
+
+
+class WriteRoute(_Gated):
+    """Closed to read-only keys."""
+
+    writes = True
+
+
+def media_type(request: Request) -> str:
+    """The body's media type without parameters, in lower case."""
+    message = Message()
+    message["content-type"] = request.headers.get("content-type", "application/octet-stream")
+    return message.get_content_type()

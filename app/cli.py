@@ -1,0 +1,287 @@
+"""The command line: `trivec serve | embed | index | search | selftest | download`.
+
+Settings of the environment are options here, under the same names. It prints results to standard
+output, everything else to standard error; the exit status is 0, 1 for a fault, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from app.golden import GoldenError
+from app.index.errors import IndexFault
+from app.jsonl import InputError, document_line, read_lines, read_texts, write_whole
+from app.quiet import import_tensorflow
+from app.settings import Settings, unknown_variables
+from weights.checkpoint import CheckpointError
+
+MODEL_KNOBS = ("checkpoint", "revision", "engine", "dense_only", "cache_dir", "threads")
+# Documents of one request of `trivec index`: enough to fill forward passes, few enough for the bar to move.
+INDEX_BATCH = 64
+
+
+class UsageError(Exception):
+    """The command was used wrongly."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    for name in unknown_variables():
+        print(f"trivec: warning: {name} is set but names no setting", file=sys.stderr)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except UsageError as error:
+        print(f"trivec: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, GoldenError, IndexFault, InputError, ValueError, OSError) as error:
+        print(f"trivec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trivec", description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start the HTTP server")
+    _add_settings(serve, Settings.model_fields)
+    serve.set_defaults(run=_serve)
+
+    embed = commands.add_parser("embed", help="embed the texts of a JSONL file into a safetensors file")
+    embed.add_argument(
+        "input", metavar="IN.jsonl", help="one object with a `text` a line; - is standard input"
+    )
+    embed.add_argument("-o", "--output", metavar="OUT.safetensors", required=True)
+    embed.add_argument("--kind", choices=("query", "passage"), default="passage")
+    embed.add_argument("--outputs", default=None, help="comma-separated: dense,sparse,colbert (all)")
+    embed.add_argument("--max-length", type=int, default=None, help="tokens kept of a text")
+    embed.add_argument("--no-truncate", action="store_true", help="a text that is too long is an error")
+    embed.add_argument("--no-normalize", action="store_true", help="leave vectors at their own length")
+    embed.add_argument("--batch-tokens", type=int, default=None, help="tokens of one forward pass")
+    embed.add_argument("--no-progress", action="store_true")
+    embed.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+    _add_settings(embed, MODEL_KNOBS)
+    embed.set_defaults(run=_embed)
+
+    index = commands.add_parser("index", help="put the documents of a JSONL file into a collection")
+    index.add_argument("input", metavar="IN.jsonl", help="objects with `text`, `id`, `title`, `metadata`")
+    _add_collection(index)
+    index.add_argument("--no-progress", action="store_true")
+    index.set_defaults(run=lambda options: asyncio.run(_index(options)))
+
+    search = commands.add_parser("search", help="search a collection")
+    search.add_argument("query", metavar="TEXT")
+    search.add_argument("-k", "--top-k", type=int, default=10)
+    search.add_argument("--mode", choices=("hybrid", "dense", "sparse", "colbert"), default="hybrid")
+    search.add_argument("--filter", metavar="JSON", default=None, help='e.g. \'{"lang": "en"}\'')
+    search.add_argument("--explain", action="store_true", help="with --json: where each score comes from")
+    _add_collection(search)
+    search.set_defaults(run=lambda options: asyncio.run(_search(options)))
+
+    selftest = commands.add_parser("selftest", help="compare this machine's outputs with the reference's")
+    selftest.add_argument("--published", action="store_true", help="these are the weights of BAAI/bge-m3")
+    selftest.add_argument("--json", action="store_true")
+    _add_settings(selftest, MODEL_KNOBS)
+    selftest.set_defaults(run=_selftest)
+
+    download = commands.add_parser("download", help="fetch a checkpoint from the hub and print its folder")
+    _add_settings(download, ("checkpoint", "revision", "cache_dir"))
+    download.add_argument("--no-progress", action="store_true")
+    download.set_defaults(run=_download)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Options for settings: None where not given, so that the environment and the defaults decide."""
+    group = parser.add_argument_group("settings (each is also a variable TRIVEC_...)")
+    for name in names:
+        field = Settings.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(flag, default=None, metavar="VALUE", help=text)
+
+
+def _add_collection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--collection", default="default")
+    parser.add_argument("--url", default=None, help="server to use; else the one that holds the data folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_settings(parser, (*MODEL_KNOBS, "data_dir"))
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given = {
+        name: value for name in Settings.model_fields if (value := getattr(options, name, None)) is not None
+    }
+    try:
+        return Settings(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise UsageError(f"setting {name}: {first['msg']}") from error
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from app.server import serve
+
+    return serve(_settings(options))
+
+
+def _embed(options: argparse.Namespace) -> int:
+    import_tensorflow()
+    from app.loading import load_text_model
+    from app.wire import safetensors_body
+    from model.embedding import OUTPUTS
+
+    settings = _settings(options)
+    wanted = OUTPUTS if options.outputs is None else [name.strip() for name in options.outputs.split(",")]
+    if not wanted or set(wanted) - set(OUTPUTS):
+        raise UsageError(f"--outputs: choose from {', '.join(OUTPUTS)}")
+    if options.batch_tokens is not None:
+        settings = settings.model_copy(update={"max_batch_tokens": options.batch_tokens})
+    texts = read_texts(options.input)
+    if not texts:
+        raise InputError(f"{options.input}: holds no texts")
+    model = load_text_model(settings, progress=not options.no_progress)
+    present = [name for name in wanted if name in model.card.outputs] if options.outputs is None else wanted
+    found = model.embedder.encode(
+        texts,
+        kind=options.kind,
+        outputs=present,
+        max_length=options.max_length,
+        truncate=not options.no_truncate,
+        normalize=not options.no_normalize,
+        progress=False if options.no_progress else None,
+    )
+    write_whole(Path(options.output), safetensors_body(found))
+    summary = {
+        "texts": len(found),
+        "tokens": sum(one.tokens for one in found),
+        "truncated": sum(one.truncated for one in found),
+        "outputs": list(present),
+        "output": options.output,
+        "model": model.card.name,
+    }
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        cut = f", {summary['truncated']} of them truncated" if summary["truncated"] else ""
+        print(
+            f"{summary['texts']} texts{cut}, {summary['tokens']} tokens -> {options.output}", file=sys.stderr
+        )
+    return 0
+
+
+async def _index(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from app.client import ClientError, connect
+
+    settings = _settings(options)
+    lines = list(read_lines(options.input))
+    path = f"/collections/{options.collection}/documents"
+    upserted, failed = 0, []
+    try:
+        async with connect(settings, options.url) as client:
+            with tqdm(
+                total=len(lines), unit="doc", desc="indexing", disable=options.no_progress or None
+            ) as bar:
+                for begin in range(0, len(lines), INDEX_BATCH):
+                    batch = lines[begin : begin + INDEX_BATCH]
+                    body = b"\n".join(document_line(line) for _, line in batch)
+                    answer = await client.post(path, content=body, kind="application/x-ndjson")
+                    for result in answer["results"]:
+                        if problem := result.get("error"):
+                            failed.append({"line": batch[result["index"]][0], **problem})
+                        else:
+                            upserted += 1
+                    bar.update(len(batch))
+    except ClientError as error:
+        raise InputError(f"after {upserted} documents: {error}") from error
+    for one in failed:
+        print(f"trivec: {options.input}: line {one['line']}: {one['message']}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"collection": options.collection, "upserted": upserted, "failed": failed}))
+    else:
+        print(f"{upserted} documents indexed, {len(failed)} refused", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _search(options: argparse.Namespace) -> int:
+    from app.client import ClientError, connect
+
+    request: dict[str, Any] = {"query": options.query, "mode": options.mode, "top_k": options.top_k}
+    if options.filter is not None:
+        try:
+            request["filter"] = json.loads(options.filter)
+        except ValueError as error:
+            raise UsageError(f"--filter: not JSON: {error}") from error
+    request["explain"] = options.explain
+    try:
+        async with connect(_settings(options), options.url) as client:
+            answer = await client.post(f"/collections/{options.collection}/search", json=request)
+    except ClientError as error:
+        raise InputError(str(error)) from error
+    if options.json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return 0
+    for place, hit in enumerate(answer["hits"], 1):
+        legs = "  ".join(f"{leg} {score:.4f}" for leg, score in hit["scores"].items() if score is not None)
+        print(f"{place:>3}. {hit['score']:.4f}  {hit['id']}  ({legs})")
+        print(f"     {' '.join(hit['text'].split())[:160]}")
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    import_tensorflow()
+    from app.loading import load_text_model
+    from app.selftest import is_published, run_selftest
+
+    settings = _settings(options)
+    model = load_text_model(settings)
+    published = options.published or is_published(model.card.name, model.folder)
+    checks = run_selftest(model.embedder, model.folder, published=published, precision=model.card.precision)
+    passed = all(check.passed for check in checks)
+    if options.json:
+        heads = {
+            check.head: {
+                "largest_difference": check.difference,
+                "tolerance": check.tolerance,
+                "passed": check.passed,
+            }
+            for check in checks
+        }
+        against = "published" if published else "golden"
+        print(json.dumps({"model": model.card.name, "against": against, "passed": passed, "heads": heads}))
+        return 0 if passed else 1
+    print(f"{model.card.name} against {'the published' if published else 'its golden'} outputs:")
+    for check in checks:
+        found = f"largest difference {check.difference:.2e}, allowed {check.tolerance:.0e}"
+        print(f"  {check.head:<8} {found}  {'ok' if check.passed else 'FAILED'}")
+    return 0 if passed else 1
+
+
+def _download(options: argparse.Namespace) -> int:
+    import_tensorflow()
+    from app.loading import resolve
+
+    found = resolve(_settings(options), progress=not options.no_progress)
+    print(found.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

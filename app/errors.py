@@ -1,0 +1,230 @@
+"""One table: what went wrong -> status, code and message of the answer.
+
+Every error body is `{"error": {"code", "message", "param", "request_id"}}`. A message names the limit
+or the field, never the user's text, a path or a stack. Of the table's classes the closest one wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from app.index import errors as index
+from model.embedding import OUTPUTS
+
+REQUEST_ID = "trivec.request_id"
+"""Where an ASGI scope holds the id of its request."""
+
+_MAX_PARAM_CHARS = 200
+
+
+class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "Error" would say it again
+    """An answer that is no success; `message` is safe to show to a client."""
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServiceFault):
+    """A field has a value that cannot be served."""
+
+
+class MalformedJson(ServiceFault):
+    """The body is not JSON."""
+
+
+class LimitExceeded(ServiceFault):
+    """A number or a list is over its limit."""
+
+
+class OutputUnavailable(ServiceFault):
+    """The checkpoint has no head for an output that was asked for."""
+
+
+class TextTooLong(ServiceFault):
+    """A text has more tokens than allowed and may not be cut."""
+
+
+class BodyTooLarge(ServiceFault):
+    """The request body has more bytes than allowed."""
+
+
+class Unauthorized(ServiceFault):
+    """No API key, or an unknown one."""
+
+
+class ReadOnlyKey(ServiceFault):
+    """The API key may read but not write."""
+
+
+class QueueFull(ServiceFault):
+    """Too many tokens wait for the model."""
+
+
+class NotReady(ServiceFault):
+    """The model has not answered yet, or has stopped answering."""
+
+
+class LoadFailed(ServiceFault):
+    """The model cannot be loaded: waiting does not help."""
+
+
+class DocumentNotFound(ServiceFault):
+    """The collection holds no document of that id."""
+
+
+class Draining(ServiceFault):
+    """The service is shutting down."""
+
+
+class DeadlineExceeded(ServiceFault):
+    """The time that the client or the service allows has passed."""
+
+
+class InferenceFailed(ServiceFault):
+    """The forward pass failed for this text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `message` replaces the error's own words where those may not be shown."""
+
+    status: int
+    code: str
+    message: str | None = None
+
+
+TABLE: Mapping[type[Exception], Row] = {
+    InvalidRequest: Row(422, "invalid_request"),
+    MalformedJson: Row(422, "malformed_json"),
+    LimitExceeded: Row(422, "limit_exceeded"),
+    OutputUnavailable: Row(422, "output_unavailable"),
+    TextTooLong: Row(413, "text_too_long"),
+    BodyTooLarge: Row(413, "body_too_large"),
+    Unauthorized: Row(401, "unauthorized"),
+    ReadOnlyKey: Row(403, "read_only_key"),
+    QueueFull: Row(429, "queue_full"),
+    NotReady: Row(503, "not_ready"),
+    LoadFailed: Row(500, "load_failed"),
+    Draining: Row(503, "draining"),
+    DeadlineExceeded: Row(504, "deadline_exceeded"),
+    InferenceFailed: Row(500, "inference_failed"),
+    DocumentNotFound: Row(404, "document_not_found"),
+    index.CollectionNotFound: Row(404, "collection_not_found"),
+    index.CollectionExists: Row(409, "collection_exists"),
+    index.ModelMismatch: Row(409, "model_mismatch"),
+    index.InputInvalid: Row(422, "invalid_request"),
+    index.NameInvalid: Row(422, "invalid_name"),
+    index.DocumentInvalid: Row(422, "invalid_document"),
+    index.QueryInvalid: Row(422, "invalid_query"),
+    index.FilterError: Row(422, "invalid_filter"),
+    # The index's own words on its files may name them.
+    index.StorageFull: Row(507, "storage_full", "the data folder's disk is full; searching still works"),
+    index.StorageUnavailable: Row(503, "storage_unavailable", "the data folder does not answer; try again"),
+    index.IndexFault: Row(500, "storage_failed", "the index failed; the service's log names this request id"),
+    Exception: Row(
+        500, "internal_error", "something went wrong inside the service; its log names this request id"
+    ),
+}
+
+_HTTP_ROWS: Mapping[int, Row] = {
+    404: Row(404, "not_found", "there is no such route"),
+    405: Row(405, "method_not_allowed", "this route does not answer that method"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client is told."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def body(self) -> dict[str, str | None]:
+        """Code, message and param, as they also stand beside a single document of a bulk request."""
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+def describe(error: Exception) -> Problem:
+    """Look an error up; anything without a line of its own is an internal error that says nothing."""
+    if isinstance(error, RequestValidationError):
+        return validation_problem(error.errors())
+    if isinstance(error, HTTPException):
+        row = _HTTP_ROWS.get(
+            error.status_code, Row(error.status_code, "http_error", "the request was refused")
+        )
+        return Problem(row.status, row.code, row.message or "")
+    row = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    retry = getattr(error, "retry_after_s", None)
+    if row.status == 503 and retry is None:
+        retry = 1
+    return Problem(row.status, row.code, row.message or _printable(str(error)), param_of(error), retry)
+
+
+def param_of(error: Exception) -> str | None:
+    """The field that an error is about, by its name on the wire."""
+    if isinstance(error, ServiceFault):
+        return error.param
+    if isinstance(error, index.FilterError):
+        return f"filter.{_printable(error.path)[:_MAX_PARAM_CHARS]}" if error.path else "filter"
+    if isinstance(error, index.QueryInvalid):
+        return error.part
+    if isinstance(error, index.DocumentInvalid):
+        return f"embedding.{error.part}" if error.part in OUTPUTS else error.part
+    return "name" if isinstance(error, index.NameInvalid) else None
+
+
+def validation_problem(errors: Sequence[Mapping[str, object]]) -> Problem:
+    """The first of pydantic's findings; its message says what is expected and its place becomes `param`."""
+    first = errors[0]
+    place = first.get("loc", ())
+    parts = list(place) if isinstance(place, tuple | list) else []
+    if parts and parts[0] in ("body", "query", "path", "header"):
+        parts = parts[1:]
+    # Branches of a union are tagged `<so>` in app.schemas; a client knows fields only.
+    shown = ".".join(str(part) for part in parts if not str(part).startswith("<"))
+    message = str(first.get("msg", "the value is not valid"))
+    if first.get("type") == "extra_forbidden":
+        message = "there is no such field"
+    return Problem(422, "invalid_request", message, _printable(shown)[:_MAX_PARAM_CHARS] or None)
+
+
+def _printable(text: str) -> str:
+    """A client chooses field names: half a surrogate pair among them must not break the answer."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_response(
+    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The HTTP answer to a problem."""
+    own = dict(headers or {})
+    if problem.retry_after_s is not None:
+        own["Retry-After"] = str(problem.retry_after_s)
+    if problem.status == 401:
+        own["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": {**problem.body(), "request_id": request_id}}, problem.status, own)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for every class of the table."""
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return error_response(describe(error), str(request.scope.get(REQUEST_ID, "")), headers)
+
+
+def install(app: FastAPI) -> None:
+    """Have `app` answer every error of the table but the unexpected, which telemetry catches and logs."""
+    for kind in (*TABLE, RequestValidationError, HTTPException):
+        if kind is not Exception:
+            app.add_exception_handler(kind, answer_error)

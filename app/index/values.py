@@ -1,0 +1,142 @@
+"""The values that pass between the index and its callers: frozen, plain, without behaviour.
+
+Legend: D hidden size, C ColBERT dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.index.filters import Filter
+from model.embedding import Embedding, Output
+from model.scoring import FusionWeights
+
+Mode = Literal["hybrid", "dense", "sparse", "colbert"]
+Fusion = Literal["weighted", "rrf"]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSettings:
+    """What is chosen when a collection is made and holds for its life."""
+
+    dense_index: Literal["exact"] = "exact"
+    colbert: Literal["float16", "float32"] = "float16"
+    """How token vectors are stored; float16 halves the file and costs about 1e-3 of a similarity."""
+    fusion: FusionWeights = field(default_factory=FusionWeights)
+    """The weights of a hybrid search that names none."""
+
+    def __post_init__(self) -> None:
+        if self.dense_index != "exact":
+            raise ValueError(f"dense_index is 'exact', not {self.dense_index!r}")
+        if self.colbert not in ("float16", "float32"):
+            raise ValueError(f"colbert is 'float16' or 'float32', not {self.colbert!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What a collection is, and which model's vectors it holds."""
+
+    name: str
+    settings: CollectionSettings
+    fingerprint: str
+    hidden_size: int
+    colbert_dim: int
+    """C; 0 where the checkpoint has no ColBERT head."""
+    created: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStats:
+    """How much a collection holds; bytes as stored, without SQLite's own overhead."""
+
+    count: int
+    last_seq: int
+    text_bytes: int
+    metadata_bytes: int
+    dense_bytes: int
+    sparse_bytes: int
+    colbert_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """A document to store. Some of the embedding's outputs may be absent, not all of them."""
+
+    id: str
+    text: str
+    embedding: Embedding
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as it is stored, without its vectors."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, object]
+    tokens: int
+    truncated: bool
+    seq: int
+    """The collection's sequence number of this document's last change."""
+    outputs: frozenset[Output]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchRequest:
+    """One search. Of `query` only the vectors are read; those of absent outputs are not needed."""
+
+    query: Embedding
+    mode: Mode = "hybrid"
+    fusion: Fusion = "weighted"
+    weights: FusionWeights | None = None
+    """None takes the collection's."""
+    top_k: int = 10
+    candidates: int = 100
+    """How many documents each leg puts up, at least `top_k`."""
+    filter: Filter | None = None
+    exact: bool = False
+    """Score every document that the filter allows, not only the legs' candidates."""
+    with_embeddings: bool = False
+    """Hand out each hit's stored vectors, as an explanation of its score needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegScores:
+    """The true score of each leg; None where the query or the document lacks that output."""
+
+    dense: float | None
+    sparse: float | None
+    colbert: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LegRanks:
+    """The place in each leg among the candidates, from 1; equals share a place, as in sport (1, 2, 2, 4).
+
+    None where the leg has no score, or the lexical score is 0: no shared token is no place.
+    """
+
+    dense: int | None
+    sparse: int | None
+    colbert: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document found, best first in its list; its score, text and vectors are of one version."""
+
+    id: str
+    score: float
+    scores: LegScores
+    ranks: LegRanks
+    text: str
+    metadata: Mapping[str, object]
+    tokens: int
+    truncated: bool
+    seq: int
+    embedding: Embedding | None = None
+    """The stored vectors, where the request asked for them."""

@@ -1,0 +1,127 @@
+"""The composition root: settings and a model in, an ASGI application out.
+
+Nothing happens on import. The model is loaded by the application's lifespan, in a thread, while
+/health/live answers already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+from pydantic.json_schema import models_json_schema
+
+from app import errors
+from app.guard import Guard
+from app.index.collection import Database
+from app.ports import TextModel
+from app.routes import collections, native, ops, search
+from app.schemas.documents import UpsertObject
+from app.service import Service
+from app.settings import Settings, unknown_variables
+from app.telemetry import Telemetry
+
+DESCRIPTION = """BGE-M3 as one retrieval server: dense, lexical and ColBERT vectors from one forward pass,
+indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`."""
+
+_log = logging.getLogger("trivec.main")
+
+
+def create_app(
+    settings: Settings,
+    *,
+    model: TextModel | None = None,
+    database: Database | None = None,
+    on_load_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    A given `model` is used as it is, a given `database` too (the lifespan closes it); None loads the one that `settings` name. Where that fails, nothing
+    but /health/live answers and `on_load_failure` is called, so that a command line can end the process.
+    Raises ValueError where the settings' key file cannot be used; DataFolderInUse comes out of the lifespan.
+    """
+    app = FastAPI(
+        title="Trivec",
+        version=ops.installed("trivec"),
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings, model, database, on_load_failure),
+        redoc_url=None,
+    )
+    app.include_router(ops.health)
+    guarded = [Security(HTTPBearer(auto_error=False, description="Needed where the server has API keys."))]
+    # `writing` before `reading`: POST .../documents/delete must not be taken for anything else.
+    for router in (native.router, search.router, collections.writing, collections.reading, ops.router):
+        app.include_router(router, dependencies=guarded)
+    errors.install(app)
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Telemetry)  # the last one added is the outermost
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def load_model(settings: Settings) -> TextModel:
+    """The model that the settings name; imports TensorFlow, and may download for minutes."""
+    from app.loading import load_text_model
+
+    return load_text_model(settings)
+
+
+def _lifespan(
+    settings: Settings,
+    model: TextModel | None,
+    given: Database | None,
+    on_load_failure: Callable[[Exception], None] | None,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    keys = settings.keys()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for name in unknown_variables():
+            _log.warning("%s names no setting and is ignored", name)
+        opened = partial(Database, settings.data_dir)
+        database = await anyio.to_thread.run_sync(opened) if given is None else given
+        service = Service(settings, keys, database)
+        app.state.service = service
+        loading: asyncio.Task[None] | None = None
+        if model is not None:
+            await service.load(model)
+        else:
+            loading = asyncio.create_task(_load(service, on_load_failure))
+        try:
+            yield
+        finally:
+            if loading is not None:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+            await service.close()
+
+    return lifespan
+
+
+async def _load(service: Service, on_failure: Callable[[Exception], None] | None) -> None:
+    try:
+        model = await anyio.to_thread.run_sync(load_model, service.settings, abandon_on_cancel=True)
+        await service.load(model)
+    except Exception as error:  # noqa: BLE001 - whatever kept the model from loading, the operator must read it
+        _log.critical("the model could not be loaded: %s: %s", type(error).__name__, error)
+        service.give_up()
+        if on_failure is not None:
+            on_failure(error)
+
+
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's document plus the bodies that a handler reads by itself, as a stream."""
+    document = generate()
+    _, definitions = models_json_schema(
+        [(UpsertObject, "validation")], ref_template="#/components/schemas/{model}"
+    )
+    for name, schema in definitions["$defs"].items():
+        document["components"]["schemas"].setdefault(name, schema)
+    return document

@@ -1,0 +1,271 @@
+"""Collections and their documents: create, describe, drop, upsert, read, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.access import ReadRoute, WriteRoute, media_type
+from app.errors import DocumentNotFound, InvalidRequest, MalformedJson, describe
+from app.guard import body_of
+from app.index.collection import Collection, CollectionSettings
+from app.index.errors import CollectionNotFound
+from app.index.filters import parse
+from app.ingest import Entry, ingest
+from app.ndjson import lines
+from app.routes.common import check_count, fusion_weights, usage
+from app.schemas.base import COMMON_ERRORS, errors
+from app.schemas.documents import (
+    CollectionBody,
+    CollectionDescription,
+    CollectionList,
+    Deleted,
+    DeleteRequest,
+    DocumentResponse,
+    UpsertResponse,
+)
+from app.service import DEFAULT_COLLECTION, Service, service_of
+from app.telemetry import record_of
+from app.wire import parse_json
+from model.scoring import FusionWeights
+
+reading = APIRouter(prefix="/collections", route_class=ReadRoute, tags=["collections"])
+writing = APIRouter(prefix="/collections", route_class=WriteRoute, tags=["collections"])
+
+NDJSON_TYPES = ("application/x-ndjson", "application/ndjson")
+READING = errors(*COMMON_ERRORS, 404)
+WRITING = errors(*COMMON_ERRORS, 403, 404, 507)
+UPSERT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"type": "array", "items": {"$ref": "#/components/schemas/DocumentBody"}},
+                        {"$ref": "#/components/schemas/UpsertObject"},
+                    ]
+                }
+            },
+            "application/x-ndjson": {
+                "schema": {"type": "string", "description": "A document a line, as in the JSON list."}
+            },
+        },
+    }
+}
+
+
+@reading.get("", response_model=CollectionList, summary="List collections", responses=READING)
+async def list_collections(request: Request) -> Response:
+    """All collections, by name."""
+    service = service_of(request)
+    described = await service.in_index(lambda: [_described(one) for one in service.database.list()])
+    return JSONResponse({"collections": described})
+
+
+@writing.put(
+    "/{name}",
+    response_model=CollectionDescription,
+    summary="Create a collection",
+    responses={
+        201: {"model": CollectionDescription, "description": "Created"},
+        200: {"description": "It was there with the same settings"},
+        **WRITING,
+        **errors(409),
+    },
+)
+async def create_collection(name: str, request: Request, body: CollectionBody | None = None) -> Response:
+    """Create a collection for the vectors of the model in use; 409 where one has other settings."""
+    service = service_of(request)
+    body = body or CollectionBody()
+    weights = fusion_weights(body.fusion, "fusion") or FusionWeights()
+    settings = CollectionSettings(dense_index=body.dense_index, colbert=body.colbert, fusion=weights)
+
+    def create() -> tuple[bool, dict[str, Any]]:
+        known = any(one.name == name for one in service.database.list())
+        return known, _described(service.create_collection(name, settings))
+
+    known, described = await service.in_index(create)
+    return JSONResponse(described, 200 if known else 201)
+
+
+@reading.get(
+    "/{name}", response_model=CollectionDescription, summary="Describe a collection", responses=READING
+)
+async def describe_collection(name: str, request: Request) -> Response:
+    """Settings, count and bytes of each part."""
+    service = service_of(request)
+    return JSONResponse(await service.in_index(lambda: _described(service.database.get(name))))
+
+
+@writing.delete("/{name}", response_model=Deleted, summary="Drop a collection", responses=WRITING)
+async def drop_collection(name: str, request: Request) -> Response:
+    """Delete a collection and all its documents."""
+    service = service_of(request)
+
+    def drop() -> int:
+        count = service.database.get(name).stats().count
+        service.database.drop(name)
+        return count
+
+    return JSONResponse({"deleted": await service.in_index(drop)})
+
+
+def _described(collection: Collection) -> dict[str, Any]:
+    info, stats = collection.info, collection.stats()
+    return {
+        "name": info.name,
+        "count": stats.count,
+        "bytes": {
+            "text": stats.text_bytes,
+            "metadata": stats.metadata_bytes,
+            "dense": stats.dense_bytes,
+            "sparse": stats.sparse_bytes,
+            "colbert": stats.colbert_bytes,
+        },
+        "settings": asdict(info.settings),
+        "fingerprint": info.fingerprint,
+        "hidden_size": info.hidden_size,
+        "colbert_dim": info.colbert_dim,
+        "created": info.created,
+    }
+
+
+@writing.post(
+    "/{name}/documents",
+    response_model=UpsertResponse,
+    summary="Store documents",
+    responses={**WRITING, **errors(409, 429)},
+    openapi_extra=UPSERT_BODY,
+)
+async def upsert_documents(name: str, request: Request) -> Response:
+    """Store documents, each wholly replacing the one of its id; durable and searchable on 200.
+
+    A document that cannot be stored has an `error` in `results` and the others are stored. Where none
+    could be, the answer is the first error, with all `results` beside it. The collection `default` is made
+    when it is first written to. An NDJSON body may be of any length and is stored as it arrives, so
+    what came before a broken connection stays stored.
+    """
+    service, record = service_of(request), record_of(request)
+    entries = await _entries(request, service)
+    collection = await service.in_index(partial(_for_writing, service, name))
+    report = await ingest(service, record, collection, entries)
+    if report.first_problem is not None and not report.upserted:
+        problem = report.first_problem
+        error = {**problem.body(), "request_id": record.request_id}
+        headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
+        return JSONResponse({"error": error, "results": report.results}, problem.status, headers)
+    return JSONResponse(
+        {
+            "collection": name,
+            "upserted": report.upserted,
+            "failed": len(report.results) - report.upserted,
+            "results": report.results,
+            "usage": usage(record),
+            "model": service.model.card.name,
+        }
+    )
+
+
+async def _entries(request: Request, service: Service) -> AsyncIterator[Entry]:
+    """The documents of a JSON or NDJSON body, unchecked."""
+    kind = media_type(request)
+    if kind in NDJSON_TYPES:
+        body_of(request).lift_limit()
+        return _parsed(lines(request.stream(), service.settings.max_body_bytes))
+    if kind != "application/json":
+        raise InvalidRequest(
+            "the body must be application/json or application/x-ndjson", param="Content-Type"
+        )
+    body = parse_json(await request.body())
+    if isinstance(body, dict):
+        if unknown := sorted(set(body) - {"documents"}):
+            raise InvalidRequest("there is no such field", param=unknown[0][:200])
+        body = body.get("documents")
+    if not isinstance(body, list) or not body:
+        raise InvalidRequest("a list of at least one document is expected", param="documents")
+    check_count(body, service.settings.max_texts, "documents")
+    return _each(body)
+
+
+async def _each(documents: list[Any]) -> AsyncIterator[Entry]:
+    for document in documents:
+        yield document
+
+
+async def _parsed(raw: AsyncIterator[bytes | None]) -> AsyncIterator[Entry]:
+    async for line in raw:
+        try:
+            yield parse_json(line) if line is not None else describe(MalformedJson("the line is too long"))
+        except (MalformedJson, InvalidRequest) as error:
+            yield describe(error)
+
+
+def _for_writing(service: Service, name: str) -> Collection:
+    try:
+        collection = service.database.get(name)
+    except CollectionNotFound:
+        if name != DEFAULT_COLLECTION:
+            raise
+        collection = service.create_collection(name, CollectionSettings())
+    collection.check_model(service.model.card.fingerprint)
+    return collection
+
+
+@reading.get(
+    "/{name}/documents/{id:path}",
+    response_model=DocumentResponse,
+    summary="Read a document",
+    responses=READING,
+)
+async def read_document(name: str, id: str, request: Request) -> Response:
+    """A stored document without its vectors."""
+    service = service_of(request)
+    found = await service.in_index(lambda: service.database.get(name).get(id))
+    if found is None:
+        raise DocumentNotFound("the collection has no document of that id", param="id")
+    return JSONResponse(
+        {
+            "id": found.id,
+            "text": found.text,
+            "metadata": dict(found.metadata),
+            "tokens": found.tokens,
+            "truncated": found.truncated,
+            "outputs": sorted(found.outputs),
+        }
+    )
+
+
+@writing.delete(
+    "/{name}/documents/{id:path}", response_model=Deleted, summary="Delete a document", responses=WRITING
+)
+async def delete_document(name: str, id: str, request: Request) -> Response:
+    """Delete one document; 404 where there is none of that id."""
+    service = service_of(request)
+    deleted = await service.in_index(lambda: service.database.get(name).delete([id]))
+    if not deleted:
+        raise DocumentNotFound("the collection has no document of that id", param="id")
+    return JSONResponse({"deleted": deleted})
+
+
+@writing.post(
+    "/{name}/documents/delete", response_model=Deleted, summary="Delete documents", responses=WRITING
+)
+async def delete_documents(name: str, body: DeleteRequest, request: Request) -> Response:
+    """Delete by ids or by filter; ids that are not there are passed over."""
+    service = service_of(request)
+    if (body.ids is None) == (body.filter is None):
+        raise InvalidRequest("either ids or filter is expected", param="ids")
+    if body.filter is not None:
+        condition = parse(body.filter)
+        return JSONResponse(
+            {"deleted": await service.in_index(lambda: service.database.get(name).delete_where(condition))}
+        )
+    ids = body.ids or []
+    check_count(ids, service.settings.max_texts, "ids")
+    return JSONResponse({"deleted": await service.in_index(lambda: service.database.get(name).delete(ids))})

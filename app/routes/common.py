@@ -1,0 +1,98 @@
+"""What several routes do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import InvalidRequest, LimitExceeded
+from app.ports import ModelCard
+from app.schemas.base import EmbeddingBody, ModeName, SparseWeights, WeightsBody
+from app.telemetry import Record
+from model.embedding import Embedding, LexicalWeights, Output
+from model.scoring import FusionWeights
+
+OUTPUTS_OF_MODE: Mapping[ModeName, tuple[Output, ...]] = {
+    "hybrid": (),  # whatever the model has: a leg without vectors has no weight
+    "dense": ("dense",),
+    "sparse": ("sparse",),
+    "colbert": ("colbert",),
+}
+
+
+def check_count(items: Sequence[object], limit: int, param: str) -> None:
+    """Raise LimitExceeded where a list is longer than one request may be."""
+    if len(items) > limit:
+        raise LimitExceeded(f"{len(items)} are too many for one request, the limit is {limit}", param=param)
+
+
+def check_number(value: int, limit: int, param: str) -> None:
+    """Raise LimitExceeded where a number is over its limit."""
+    if value > limit:
+        # The value itself is not repeated: it may have a thousand digits.
+        raise LimitExceeded(f"the limit is {limit}", param=param)
+
+
+def fusion_weights(body: WeightsBody | None, param: str = "weights") -> FusionWeights | None:
+    """The wire's weights as the model's; raises InvalidRequest where all are 0."""
+    if body is None:
+        return None
+    try:
+        return FusionWeights(body.dense, body.sparse, body.colbert)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param=param) from None
+
+
+def usage(record: Record) -> dict[str, Any]:
+    """The `usage` field: what the request's handler has counted."""
+    return {"tokens": record.tokens, "texts": record.texts}
+
+
+def supplied_embedding(body: EmbeddingBody, card: ModelCard, param: str) -> Embedding:
+    """A client's own vectors as an Embedding of no tokens; what it left out stays None.
+
+    Raises InvalidRequest naming the output whose width, ids or numbers do not fit the model.
+    """
+    try:
+        return Embedding(
+            tokens=0,
+            dense=_rows([body.dense], card.hidden_size, f"{param}.dense")[0]
+            if body.dense is not None
+            else None,
+            sparse=_weights(body.sparse, card.vocab_size, f"{param}.sparse")
+            if body.sparse is not None
+            else None,
+            colbert=_rows(body.colbert, card.colbert_dim, f"{param}.colbert")
+            if body.colbert is not None
+            else None,
+        )
+    except OverflowError:
+        raise InvalidRequest("a number is too large", param=param) from None
+
+
+def _rows(rows: Sequence[Sequence[float]], width: int, param: str) -> NDArray[np.float32]:
+    for row in rows:
+        if len(row) != width:
+            raise InvalidRequest(f"{len(row)} numbers, where this model has {width}", param=param)
+    with np.errstate(over="ignore"):
+        array = np.array(rows, np.float64).astype(np.float32)
+    if not bool(np.isfinite(array).all()):
+        raise InvalidRequest("a number is too large for float32", param=param)
+    return array
+
+
+def _weights(body: SparseWeights, vocab_size: int, param: str) -> LexicalWeights:
+    if len(body.indices) != len(body.values):
+        raise InvalidRequest(f"{len(body.indices)} indices but {len(body.values)} values", param=param)
+    if any(not 0 <= one < vocab_size for one in body.indices):
+        raise InvalidRequest(f"token ids lie between 0 and {vocab_size - 1}", param=f"{param}.indices")
+    order = np.argsort(np.array(body.indices, np.int32), kind="stable")
+    with np.errstate(over="ignore"):
+        values = np.array(body.values, np.float64).astype(np.float32)
+    try:
+        return LexicalWeights(np.array(body.indices, np.int32)[order], values[order])
+    except ValueError as error:
+        raise InvalidRequest(str(error), param=param) from None

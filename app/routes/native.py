@@ -1,0 +1,158 @@
+"""POST /embed, /rerank and /tokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.access import ReadRoute
+from app.errors import InvalidRequest
+from app.index.fusion import weights_present
+from app.routes.common import OUTPUTS_OF_MODE, check_count, fusion_weights, usage
+from app.schemas.base import COMMON_ERRORS, errors, listed
+from app.schemas.native import (
+    EmbedRequest,
+    EmbedResponse,
+    RerankRequest,
+    RerankResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from app.service import refuse_long, service_of
+from app.telemetry import record_of
+from app.wire import SAFETENSORS, embedding_json, safetensors_body
+from model.embedding import OUTPUTS, Embedding
+from model.scoring import FusionWeights, colbert_score, dense_score, hybrid_score, lexical_score
+
+router = APIRouter(route_class=ReadRoute, tags=["model"])
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedResponse,
+    summary="Embed texts",
+    responses={
+        200: {
+            "content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}},
+            "description": "Embeddings as JSON, or one safetensors file where `Accept` asks for it",
+        },
+        **errors(*COMMON_ERRORS, 429),
+    },
+)
+async def embed(body: EmbedRequest, request: Request) -> Response:
+    """Dense vector, lexical weights and token vectors of each text, from one forward pass.
+
+    A text of whitespace alone is embedded as the empty sequence `<s></s>`; an empty one is refused.
+    """
+    service, record = service_of(request), record_of(request)
+    texts = listed(body.texts)
+    check_count(texts, service.settings.max_texts, "texts")
+    wants_tensors = SAFETENSORS in request.headers.get("accept", "")
+    if wants_tensors and body.dtype != "float32":
+        raise InvalidRequest("a safetensors answer holds float32 only", param="dtype")
+    outputs = service.outputs(body.outputs, "outputs")
+    limit = service.length_limit(body.kind, body.max_length)
+    tokenized = await service.tokenize(texts, limit)
+    if not body.truncate:
+        refuse_long(tokenized, limit, "texts")
+    embedded = await service.embed_tokens(record, tokenized, outputs, normalize=body.normalize)
+    card = service.model.card
+    if wants_tensors:
+        return Response(safetensors_body(embedded.embeddings), media_type=SAFETENSORS)
+    names = service.model.token_strings if body.return_tokens else None
+    results = [
+        {
+            "index": place,
+            "tokens": one.tokens,
+            "truncated": one.truncated,
+            **embedding_json(one, body.encoding, body.dtype, names),
+        }
+        for place, one in enumerate(embedded.embeddings)
+    ]
+    return JSONResponse({"model": card.name, "results": results, "usage": usage(record)})
+
+
+@router.post(
+    "/rerank",
+    response_model=RerankResponse,
+    summary="Order texts by relevance",
+    responses=errors(*COMMON_ERRORS, 429),
+)
+async def rerank(body: RerankRequest, request: Request) -> Response:
+    """Score texts against a query with all outputs, exactly as a search scores its candidates."""
+    service, record = service_of(request), record_of(request)
+    check_count(body.documents, service.settings.max_texts, "documents")
+    service.outputs(OUTPUTS_OF_MODE[body.mode], "mode")
+    outputs = service.outputs(None, "outputs")
+    weights = weights_present(fusion_weights(body.weights) or FusionWeights(), outputs)
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+    tokens = [
+        *await service.tokenize([body.query], service.length_limit("query", None)),
+        *await service.tokenize(texts, service.length_limit("passage", None)),
+    ]
+    embedded = await service.embed_tokens(record, tokens, outputs)
+    query, *documents = embedded.embeddings
+    results = [_reranked(query, one, place, body, weights) for place, one in enumerate(documents)]
+    # A stable sort: equal scores keep the order in which the client sent them.
+    results.sort(key=lambda result: -result["score"])
+    if body.return_documents:
+        results = [{**one, "text": texts[one["index"]]} for one in results]
+    return JSONResponse(
+        {
+            "model": service.model.card.name,
+            "mode": body.mode,
+            "results": results[: body.top_n],
+            "usage": usage(record),
+        }
+    )
+
+
+def _reranked(
+    query: Embedding, document: Embedding, place: int, body: RerankRequest, weights: FusionWeights
+) -> dict[str, Any]:
+    scores = _scores(query, document)
+    if body.mode == "hybrid":
+        score = float(hybrid_score(weights, *(scores[name] or 0.0 for name in OUTPUTS)))
+    else:
+        score = scores[body.mode] or 0.0
+    return {"index": place, "score": score, "scores": scores}
+
+
+def _scores(query: Embedding, document: Embedding) -> dict[str, float | None]:
+    scores: dict[str, float | None] = {"dense": None, "sparse": None, "colbert": None}
+    if query.dense is not None and document.dense is not None:
+        scores["dense"] = dense_score(query.dense, document.dense)
+    if query.sparse is not None and document.sparse is not None:
+        scores["sparse"] = lexical_score(query.sparse, document.sparse)
+    if query.colbert is not None and document.colbert is not None:
+        scores["colbert"] = colbert_score(query.colbert, document.colbert)
+    return scores
+
+
+@router.post(
+    "/tokenize",
+    response_model=TokenizeResponse,
+    summary="Tokenise texts",
+    responses=errors(*COMMON_ERRORS),
+)
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    """Token ids, strings and character offsets, and whether /embed would cut the text."""
+    service, record = service_of(request), record_of(request)
+    texts = listed(body.texts)
+    check_count(texts, service.settings.max_texts, "texts")
+    tokenized = await service.tokenize(texts, service.length_limit(body.kind, body.max_length))
+    record.count(len(texts), sum(len(one.ids) for one in tokenized))
+    results = [
+        {
+            "index": place,
+            "ids": (ids := [int(one_id) for one_id in one.ids]),
+            "tokens": service.model.token_strings(ids),
+            "offsets": [list(pair) for pair in one.offsets],
+            "count": one.total,
+            "truncated": one.total > len(ids),
+        }
+        for place, one in enumerate(tokenized)
+    ]
+    return JSONResponse({"model": service.model.card.name, "results": results})

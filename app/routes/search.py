@@ -1,0 +1,165 @@
+"""POST /search and /collections/{name}/search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.access import ReadRoute
+from app.errors import InvalidRequest
+from app.explain import Side, explanation
+from app.index.collection import Collection, Hit, SearchRequest
+from app.index.errors import CollectionNotFound
+from app.index.filters import parse
+from app.routes.common import (
+    OUTPUTS_OF_MODE,
+    check_count,
+    check_number,
+    fusion_weights,
+    supplied_embedding,
+    usage,
+)
+from app.schemas.base import COMMON_ERRORS, EmbeddingBody, errors, listed
+from app.schemas.search import (
+    DefaultSearchBody,
+    EmbeddingQuery,
+    ManySearchResponse,
+    SearchBody,
+    SearchResponse,
+)
+from app.service import DEFAULT_COLLECTION, Service, service_of
+from app.telemetry import Record, record_of
+from model.embedding import Embedding
+
+router = APIRouter(route_class=ReadRoute, tags=["search"])
+
+DEFAULT_CANDIDATES = 100
+ANSWERS = {
+    200: {"model": SearchResponse | ManySearchResponse, "description": "`results` where `query` is a list"},
+    **errors(*COMMON_ERRORS, 404, 409, 429),
+}
+
+
+@router.post("/search", summary="Search", responses=ANSWERS)
+async def search(body: DefaultSearchBody, request: Request) -> Response:
+    """Search the collection `default`, or the one that the body names.
+
+    All three true scores are computed for every candidate of every leg. Before anything was
+    stored, `default` is empty and has no hits.
+    """
+    return JSONResponse(await _search(service_of(request), record_of(request), body.collection, body))
+
+
+@router.post("/collections/{name}/search", summary="Search a collection", responses=ANSWERS)
+async def search_collection(name: str, body: SearchBody, request: Request) -> Response:
+    """Search a collection; see /search."""
+    return JSONResponse(await _search(service_of(request), record_of(request), name, body))
+
+
+async def _search(service: Service, record: Record, name: str, body: SearchBody) -> dict[str, Any]:
+    template = _checked(service, body)
+    collection = await service.in_index(partial(_for_reading, service, name))
+    if collection is None:
+        found: list[list[dict[str, Any]]] = [[] for _ in _texts(body) or [""]]
+    else:
+        sides = await _queries(service, record, body)
+        found = [
+            await service.in_index(partial(_hits, service, collection, template(side.embedding), side, body))
+            for side in sides
+        ]
+    hits: dict[str, Any] = {"hits": found[0]}
+    if isinstance(body.query, list):
+        hits = {"results": [{"hits": one} for one in found]}
+    return {
+        "collection": name,
+        "mode": body.mode,
+        **hits,
+        "usage": usage(record),
+        "model": service.model.card.name,
+    }
+
+
+def _checked(service: Service, body: SearchBody) -> partial[SearchRequest]:
+    """Everything of a search but its query; raises where a field cannot be served."""
+    settings = service.settings
+    check_count(_texts(body), settings.max_texts, "query")
+    check_number(body.top_k, settings.max_top_k, "top_k")
+    candidates = body.candidates if body.candidates is not None else max(DEFAULT_CANDIDATES, body.top_k)
+    check_number(candidates, max(settings.max_candidates, DEFAULT_CANDIDATES, body.top_k), "candidates")
+    if candidates < body.top_k:
+        raise InvalidRequest("there must be at least top_k candidates", param="candidates")
+    service.outputs(OUTPUTS_OF_MODE[body.mode], "mode")
+    return partial(
+        SearchRequest,
+        mode=body.mode,
+        fusion=body.fusion,
+        weights=fusion_weights(body.weights),
+        top_k=body.top_k,
+        candidates=candidates,
+        filter=parse(body.filter) if body.filter is not None else None,
+        exact=body.exact,
+        with_embeddings=body.explain,
+    )
+
+
+def _texts(body: SearchBody) -> Sequence[str]:
+    return listed(body.query) if isinstance(body.query, str | list) else ()
+
+
+def _for_reading(service: Service, name: str) -> Collection | None:
+    """The collection, None for a `default` that nothing was stored in yet."""
+    try:
+        collection = service.database.get(name)
+    except CollectionNotFound:
+        if name != DEFAULT_COLLECTION:
+            raise
+        return None
+    collection.check_model(service.model.card.fingerprint)
+    return collection
+
+
+async def _queries(service: Service, record: Record, body: SearchBody) -> list[Side]:
+    """The queries' vectors, with their tokens where they came as texts."""
+    card = service.model.card
+    if isinstance(body.query, EmbeddingQuery):
+        return [Side(supplied_embedding(body.query.embedding, card, "query.embedding"), None)]
+    if isinstance(body.query, EmbeddingBody):
+        return [Side(supplied_embedding(body.query, card, "query"), None)]
+    limit = service.length_limit("query", None)
+    embedded = await service.embed(record, listed(body.query), frozenset(card.outputs), limit)
+    return [Side(*pair) for pair in zip(embedded.embeddings, embedded.tokenized, strict=True)]
+
+
+def _hits(
+    service: Service, collection: Collection, search: SearchRequest, query: Side, body: SearchBody
+) -> list[dict[str, Any]]:
+    """Blocks: reads SQLite, scores, and tokenises the hits' texts again where they are explained."""
+    return [_hit(service, hit, query, body) for hit in collection.search(search)]
+
+
+def _hit(service: Service, hit: Hit, query: Side, body: SearchBody) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "id": hit.id,
+        "score": hit.score,
+        "scores": asdict(hit.scores),
+        "ranks": asdict(hit.ranks),
+    }
+    if "text" in body.include:
+        fields["text"] = hit.text
+    if "metadata" in body.include:
+        fields["metadata"] = dict(hit.metadata)
+    if body.explain and hit.embedding is not None:
+        fields["explanation"] = _explained(service, hit, hit.embedding, query)
+    return fields
+
+
+def _explained(service: Service, hit: Hit, embedding: Embedding, query: Side) -> dict[str, Any]:
+    # Cut as it was when it was stored, whatever the setting says today.
+    length = min(max(hit.tokens, 2), service.model.card.max_length)
+    (tokens,) = service.model.tokenize([hit.text], length)
+    return explanation(query, Side(embedding, tokens), service.model.token_strings)

@@ -1,0 +1,136 @@
+"""What all wire formats share: strictness, the shapes that a field may have, and the error body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+OutputName = Literal["dense", "sparse", "colbert"]
+KindName = Literal["query", "passage"]
+ModeName = Literal["hybrid", "dense", "sparse", "colbert"]
+
+
+class RequestBody(BaseModel):
+    """A request: unknown fields are refused, and a type is what JSON says it is ("5" is not 5)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ResponseBody(BaseModel):
+    """A response; it documents what handlers write."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def branch(kinds: dict[type, str], expected: str) -> Discriminator:
+    """Choose a union's branch by JSON type, so that an error names one place and not one for each branch.
+
+    Tags are written `<so>`: `app.errors` leaves them out of `param`.
+    """
+
+    def choose(value: Any) -> str | None:
+        return next((tag for kind, tag in kinds.items() if isinstance(value, kind)), None)
+
+    chooser: Callable[[Any], str | None] = choose
+    return Discriminator(
+        chooser, custom_error_type="wrong_type", custom_error_message=f"{expected} is expected"
+    )
+
+
+Texts = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Annotated[list[Text], Field(min_length=1)], Tag("<list>")],
+    branch({str: "<text>", list: "<list>"}, "a string or a list of strings"),
+]
+"""One text or several; whitespace alone is a text (`<s></s>`), the empty string is not."""
+
+
+def listed(texts: str | list[str]) -> list[str]:
+    """One text or several as several."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+class SparseWeights(RequestBody):
+    """Lexical weights: distinct token ids and a positive weight for each."""
+
+    indices: list[int] = Field(description="Distinct token ids.")
+    values: list[float] = Field(description="A weight greater than 0 for each id.")
+
+
+class EmbeddingBody(RequestBody):
+    """An embedding that the client supplies; widths must be those of the model."""
+
+    dense: list[float] | None = Field(default=None, description="[D] numbers.")
+    sparse: SparseWeights | None = None
+    colbert: list[list[float]] | None = Field(
+        default=None, min_length=1, description="A row of [C] numbers for each token vector."
+    )
+
+
+class WeightsBody(RequestBody):
+    """Weights of the hybrid score; at least one is greater than 0."""
+
+    dense: float = Field(default=0.4, ge=0)
+    sparse: float = Field(default=0.2, ge=0)
+    colbert: float = Field(default=0.4, ge=0)
+
+
+class Usage(ResponseBody):
+    """What a request cost."""
+
+    tokens: int = Field(description="Tokens that the model read, `<s>` and `</s>` included.")
+    texts: int
+
+
+class Scores(ResponseBody):
+    """The true score of each output; null where one side lacks it."""
+
+    dense: float | None
+    sparse: float | None
+    colbert: float | None
+
+
+class ErrorDetail(ResponseBody):
+    """What went wrong."""
+
+    code: str = Field(description="For programs, e.g. `text_too_long`.")
+    message: str = Field(description="For people: what was wrong, the limit, what to do.")
+    param: str | None = Field(description="The field that it is about, e.g. `texts.0`.")
+
+
+class ErrorWithId(ErrorDetail):
+    """An error of a whole request."""
+
+    request_id: str = Field(description="The same as `X-Request-ID`.")
+
+
+class ErrorBody(ResponseBody):
+    """The body of every answer that is no success."""
+
+    error: ErrorWithId
+
+
+_MEANINGS = {
+    401: "No API key, or an unknown one",
+    403: "A read-only key on a route that writes",
+    404: "No such collection or document",
+    409: "The collection's settings or its model are others",
+    413: "The body or a text is over its limit",
+    422: "A field is not valid; `param` names it",
+    429: "The queue is full; see `Retry-After`",
+    500: "The model or the service failed on this request",
+    503: "Not ready, or shutting down; see `Retry-After`",
+    504: "The deadline has passed; the work was dropped",
+    507: "The data folder's disk is full",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors that a route may answer with."""
+    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+
+
+COMMON_ERRORS = (401, 413, 422, 500, 503, 504)
+"""Every gated route may answer so."""

@@ -1,0 +1,156 @@
+"""Wire formats of searching."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from app.schemas.base import (
+    EmbeddingBody,
+    ModeName,
+    RequestBody,
+    ResponseBody,
+    Scores,
+    Text,
+    Usage,
+    WeightsBody,
+)
+
+
+class EmbeddingQuery(RequestBody):
+    """A query that was embedded before."""
+
+    embedding: EmbeddingBody
+
+
+def _query_branch(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    if isinstance(value, list):
+        return "<list>"
+    if isinstance(value, dict):
+        return "<wrapped>" if "embedding" in value else "<embedding>"
+    return None
+
+
+Query = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[Annotated[list[Text], Field(min_length=1)], Tag("<list>")]
+    | Annotated[EmbeddingQuery, Tag("<wrapped>")]
+    | Annotated[EmbeddingBody, Tag("<embedding>")],
+    Discriminator(
+        _query_branch,
+        custom_error_type="wrong_type",
+        custom_error_message="a string, a list of strings or an embedding is expected",
+    ),
+]
+
+
+class SearchBody(RequestBody):
+    """A search: what for, how to score, what to return."""
+
+    query: Query = Field(description="A text, several, or an embedding made before.")
+    mode: ModeName = "hybrid"
+    weights: WeightsBody | None = Field(
+        default=None, description="Of the hybrid mode; else the collection's."
+    )
+    fusion: Literal["weighted", "rrf"] = Field(default="weighted", description="How hybrid unites the three.")
+    top_k: int = Field(default=10, ge=1, description="Hits returned.")
+    candidates: int | None = Field(
+        default=None,
+        ge=1,
+        description="Documents that each leg puts up for exact scoring; 100 or `top_k` unless given.",
+    )
+    filter: dict[str, Any] | None = Field(
+        default=None, description='E.g. {"lang": "en", "year": {"$gte": 2020}}.'
+    )
+    exact: bool = Field(default=False, description="Score every document that the filter allows.")
+    explain: bool = Field(default=False, description="Add where each score comes from.")
+    include: list[Literal["text", "metadata"]] = Field(
+        default=["text", "metadata"], description="What of a document to return."
+    )
+
+
+class DefaultSearchBody(SearchBody):
+    """A search of the collection that is named in the body."""
+
+    collection: str = Field(default="default", description="The collection to search.")
+
+
+class Ranks(ResponseBody):
+    """The place in each leg among the candidates, from 1; null without a place."""
+
+    dense: int | None
+    sparse: int | None
+    colbert: int | None
+
+
+class MatchedToken(ResponseBody):
+    """A token id that query and document share; the products sum to the sparse score."""
+
+    token: str
+    id: int
+    query_weight: float
+    document_weight: float
+    product: float
+
+
+class AlignedToken(ResponseBody):
+    """A query vector and the document vector nearest to it; the similarities' mean is the ColBERT score.
+
+    Tokens and offsets are null where the vectors came from the client and do not fit the text.
+    """
+
+    query_token: str | None
+    query_offset: tuple[int, int] | None = Field(description="[start, end) in characters of the query.")
+    document_token: str | None
+    document_offset: tuple[int, int] | None = Field(
+        description="[start, end) in characters of the stored text."
+    )
+    similarity: float
+
+
+class Explanation(ResponseBody):
+    """Where the scores come from."""
+
+    matched_tokens: list[MatchedToken] = Field(description="Largest product first.")
+    alignment: list[AlignedToken] = Field(description="In the order of the query's tokens.")
+
+
+class HitBody(ResponseBody):
+    """One document found."""
+
+    id: str
+    score: float
+    scores: Scores
+    ranks: Ranks
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    explanation: Explanation | None = None
+
+
+class SearchResponse(ResponseBody):
+    """Hits of one query, best first."""
+
+    collection: str
+    mode: ModeName
+    hits: list[HitBody]
+    usage: Usage
+    model: str
+
+
+class HitList(ResponseBody):
+    """Hits of one query of several."""
+
+    hits: list[HitBody]
+
+
+class ManySearchResponse(ResponseBody):
+    """Hits of several queries, in their order."""
+
+    collection: str
+    mode: ModeName
+    results: list[HitList]
+    usage: Usage
+    model: str

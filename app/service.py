@@ -1,0 +1,255 @@
+"""The running service: model, batcher, index and the limits between them, and whether it may answer.
+
+Handlers reach the model through here only: texts are tokenised in a worker thread, their ids go to
+the batcher, the embeddings come back in order. It knows no wire format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+
+from app.batcher import Batcher
+from app.errors import (
+    Draining,
+    InferenceFailed,
+    LimitExceeded,
+    LoadFailed,
+    NotReady,
+    OutputUnavailable,
+    TextTooLong,
+)
+from app.index.collection import Collection, CollectionSettings, Database
+from app.lanes import Batched, Lane
+from app.ports import TextModel, Tokenized
+from app.settings import ApiKey, Settings
+from app.telemetry import Record
+from model.embedding import OUTPUTS, Embedding, Output
+
+Kind = Literal["query", "passage"]
+T = TypeVar("T")
+
+INTERACTIVE_TOKENS = 4096
+"""A request of more tokens than this takes the bulk lane: it is no longer a person who waits."""
+
+DEFAULT_COLLECTION = "default"
+"""Searched where no collection is named, and made when it is first written to."""
+
+INDEX_THREADS = 8
+PROBE_TEXT = "ready?"
+_log = logging.getLogger("trivec.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The embeddings of some texts with the tokens that they were made of."""
+
+    embeddings: list[Embedding]
+    tokenized: Sequence[Tokenized]
+
+    @property
+    def tokens(self) -> int:
+        return sum(one.tokens for one in self.embeddings)
+
+
+class Service:
+    """Everything that handlers share. `load` gives it a model; `close` drains it."""
+
+    def __init__(self, settings: Settings, keys: Sequence[ApiKey], database: Database) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.database = database
+        self._model: TextModel | None = None
+        self._batcher: Batcher | None = None
+        self._proven = False
+        self._draining = False
+        self._load_failed = False
+        self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
+        self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
+
+    async def load(self, model: TextModel) -> None:
+        """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
+        self._model = model
+        self._batcher = Batcher(
+            model,
+            max_batch_tokens=self.settings.max_batch_tokens,
+            max_queue_tokens=self.settings.max_queue_tokens,
+        )
+        self._batcher.start()
+        try:
+            await self._probe()
+        except InferenceFailed:
+            _log.error("the first forward pass failed; the service is not ready")
+
+    def give_up(self) -> None:
+        """Say from now on that there will be no model."""
+        self._load_failed = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether a forward pass has worked and requests are taken."""
+        return self._proven and not self._draining
+
+    def require_ready(self) -> None:
+        """Raise Draining or NotReady unless a real forward pass has worked."""
+        if self._draining:
+            raise Draining("the service is shutting down", retry_after_s=5)
+        if self._load_failed:
+            raise LoadFailed("the model could not be loaded; the service's log says why")
+        if not self._proven:
+            raise NotReady("the model is not ready yet", retry_after_s=5)
+
+    async def check_health(self) -> None:
+        """Raise unless the last forward pass worked and none hangs; after a failure a fresh one decides."""
+        if self._draining or self._batcher is None:
+            self.require_ready()
+            return
+        if self._batcher.busy_s > self.settings.request_timeout_s:
+            raise NotReady("a forward pass takes longer than a request may", retry_after_s=5)
+        if not (self._proven and self._batcher.last_forward_worked):
+            try:
+                await self._probe()
+            except InferenceFailed:
+                raise NotReady("the last forward pass failed", retry_after_s=5) from None
+
+    async def _probe(self) -> None:
+        tokenized = await self.tokenize([PROBE_TEXT], self.model.card.max_length)
+        answer = await self.batcher.submit([one.ids for one in tokenized], self.model.card.outputs)
+        answer.embeddings()
+        self._proven = True
+
+    @property
+    def model(self) -> TextModel:
+        """The model; raises NotReady while there is none."""
+        if self._model is None:
+            raise NotReady("the model is not ready yet", retry_after_s=5)
+        return self._model
+
+    @property
+    def batcher(self) -> Batcher:
+        """The queue before the model; raises NotReady while there is none."""
+        if self._batcher is None:
+            raise NotReady("the model is not ready yet", retry_after_s=5)
+        return self._batcher
+
+    def length_limit(self, kind: Kind, asked: int | None) -> int:
+        """Tokens that a text may have: what was asked for, else the setting of its kind.
+
+        Raises LimitExceeded where the model cannot take as many as were asked for.
+        """
+        most = self.model.card.max_length
+        if asked is not None and asked > most:
+            raise LimitExceeded(f"this model takes at most {most} tokens", param="max_length")
+        setting = self.settings.query_max_length if kind == "query" else self.settings.passage_max_length
+        return asked if asked is not None else min(setting, most)
+
+    def outputs(self, asked: Sequence[Output] | None, param: str) -> frozenset[Output]:
+        """The outputs to compute; None means all that there are. Raises OutputUnavailable."""
+        present = self.model.card.outputs
+        missing = [name for name in OUTPUTS if name in (asked or ()) and name not in present]
+        if missing:
+            raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
+        return frozenset(present if asked is None else asked)
+
+    async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
+        """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
+        work = partial(self.model.tokenize, texts, max_length)
+        return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
+
+    async def in_index(self, work: Callable[[], T]) -> T:
+        """Run index work in a worker thread; a write that has begun is always awaited."""
+        return await anyio.to_thread.run_sync(work, limiter=self._indexing)
+
+    async def embed(
+        self, record: Record, texts: Sequence[str], outputs: AbstractSet[Output], max_length: int
+    ) -> Embedded:
+        """Texts to embeddings, cut at `max_length`."""
+        return await self.embed_tokens(record, await self.tokenize(texts, max_length), outputs)
+
+    async def embed_tokens(
+        self,
+        record: Record,
+        tokenized: Sequence[Tokenized],
+        outputs: AbstractSet[Output],
+        *,
+        normalize: bool = True,
+    ) -> Embedded:
+        """Tokenised texts to embeddings; the request's size chooses its lane."""
+        total = sum(one.ids.size for one in tokenized)
+        lane: Lane = "interactive" if total <= INTERACTIVE_TOKENS else "bulk"
+        answer = await self._submit(record, tokenized, outputs, lane, normalize)
+        pairs = zip(answer.embeddings(), tokenized, strict=True)
+        return Embedded([marked(one, source) for one, source in pairs], tokenized)
+
+    async def embed_each(
+        self, record: Record, tokenized: Sequence[Tokenized], outputs: AbstractSet[Output]
+    ) -> list[Embedding | InferenceFailed]:
+        """Like `embed_tokens` on the bulk lane, with a failure of its own for each text."""
+        answer = await self._submit(record, tokenized, outputs, "bulk", True)
+        pairs = zip(answer.results, tokenized, strict=True)
+        return [marked(one, source) if isinstance(one, Embedding) else one for one, source in pairs]
+
+    async def _submit(
+        self,
+        record: Record,
+        tokenized: Sequence[Tokenized],
+        outputs: AbstractSet[Output],
+        lane: Lane,
+        normalize: bool,
+    ) -> Batched:
+        ids = [one.ids for one in tokenized]
+        record.count(len(ids), sum(one.size for one in ids))
+        answer = await self.batcher.submit(ids, outputs, lane=lane, normalize=normalize)
+        record.timed(answer.queue_ms, answer.inference_ms)
+        return answer
+
+    def create_collection(self, name: str, settings: CollectionSettings) -> Collection:
+        """A collection for the vectors of the model in use; blocks, so call it in a worker thread."""
+        card = self.model.card
+        return self.database.create(
+            name,
+            settings,
+            fingerprint=card.fingerprint,
+            hidden_size=card.hidden_size,
+            colbert_dim=card.colbert_dim,
+        )
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; those under way go on."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Finish queued work within the time allowed, then release model and index."""
+        self.begin_drain()
+        if self._batcher is not None:
+            await self._batcher.close(self.settings.shutdown_timeout_s)
+        await anyio.to_thread.run_sync(self.database.close)
+
+
+def marked(embedding: Embedding, source: Tokenized) -> Embedding:
+    """The embedding with its `truncated` set: the model does not know what was cut before it."""
+    return replace(embedding, truncated=source.total > len(source.ids))
+
+
+def refuse_long(tokenized: Sequence[Tokenized], limit: int, param: str) -> None:
+    """Raise TextTooLong for the first text that was cut, with its true token count."""
+    for place, one in enumerate(tokenized):
+        if one.total > limit:
+            raise TextTooLong(
+                f"the text has {one.total} tokens, the limit is {limit}", param=f"{param}.{place}"
+            )
+
+
+def service_of(request: Request) -> Service:
+    """The service that an application's lifespan has put in its state."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service

@@ -1,0 +1,184 @@
+"""Values on the wire: JSON read strictly, vectors written as numbers, base64 or safetensors.
+
+Legend: N texts, D hidden size, C ColBERT dimension.
+Bytes are little-endian and row-major. `dtype` is about dense and ColBERT vectors; lexical weights
+are always plain numbers, of which there are few.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from app.errors import InvalidRequest, MalformedJson
+from model.embedding import Embedding, FloatArray, LexicalWeights
+
+Encoding = Literal["float", "base64"]
+Dtype = Literal["float32", "float16", "int8", "binary"]
+
+SAFETENSORS = "application/vnd.safetensors"
+MAX_JSON_DEPTH = 100
+"""Levels of lists and objects in a body: far beyond use, far below Python's recursion limit."""
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_INT8_MAX = 127
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, no NaN or Infinity, no number beyond a double, no half surrogate pair.
+
+    Raises MalformedJson, or InvalidRequest naming the field that holds half a pair.
+    """
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise MalformedJson("the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise MalformedJson(f"the body is not JSON: {error.msg} (character {error.pos})") from None
+    except RecursionError:
+        raise MalformedJson(f"the body nests deeper than {MAX_JSON_DEPTH} levels") from None
+    except ValueError:
+        # Python refuses integers of thousands of digits; NaN and Infinity end here too.
+        raise MalformedJson("the body holds a number that JSON or a double cannot hold") from None
+    _check_depth(body)
+    if _SURROGATE_ESCAPE.search(body):
+        _check_pairs(value)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _check_depth(body: bytes) -> None:
+    """Measure the nesting of well-formed JSON from its brackets, strings left out; no recursion."""
+    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+        return
+    marks = np.frombuffer(_STRING.sub(b"", body), np.uint8)
+    steps = np.isin(marks, (ord("["), ord("{"))).astype(np.int32) - np.isin(marks, (ord("]"), ord("}")))
+    if int(np.cumsum(steps).max()) > MAX_JSON_DEPTH:
+        raise MalformedJson(f"the body nests deeper than {MAX_JSON_DEPTH} levels")
+
+
+def _check_pairs(value: Any, path: str = "") -> None:
+    """Raise where a string is no Unicode text: SQLite, the tokenizer and UTF-8 answers all need one."""
+    if isinstance(value, str):
+        if not _encodable(value):
+            raise InvalidRequest("the text holds half of a surrogate pair", param=path or None)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            if not _encodable(key):
+                raise InvalidRequest("a field's name holds half of a surrogate pair", param=path or None)
+            _check_pairs(child, f"{path}.{key[:80]}" if path else key[:80])
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            _check_pairs(child, f"{path}.{place}" if path else str(place))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def quantised(rows: FloatArray, dtype: Dtype) -> tuple[NDArray[Any], list[float] | None]:
+    """Rows in the wire's number format, and for int8 each row's scale: value = stored * scale.
+
+    Shape: [R, W] -> [R, W], or [R, ceil(W / 8)] uint8 for `binary`: one bit a number, set where it is
+    greater than 0, the first number in the highest bit.
+    """
+    if dtype == "float32":
+        return rows.astype("<f4"), None
+    if dtype == "float16":
+        limit = float(np.finfo(np.float16).max)  # vectors that were not normalised may lie beyond
+        return np.clip(rows, -limit, limit).astype("<f2"), None
+    if dtype == "binary":
+        return np.packbits(rows > 0, axis=1), None
+    largest = np.abs(rows).max(axis=1, keepdims=True) if rows.size else np.zeros((len(rows), 1), np.float32)
+    scale = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
+    stored = np.clip(np.rint(rows / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
+    return stored, [float(one) for one in scale[:, 0]]
+
+
+def written(rows: NDArray[Any], encoding: Encoding) -> Any:
+    """Rows as nested lists of numbers, or as base64 of their bytes."""
+    return base64.b64encode(rows.tobytes()).decode("ascii") if encoding == "base64" else rows.tolist()
+
+
+def embedding_json(
+    embedding: Embedding,
+    encoding: Encoding,
+    dtype: Dtype,
+    token_strings: Callable[[Sequence[int]], list[str]] | None,
+) -> dict[str, Any]:
+    """The fields `dense`, `sparse`, `colbert` and `scale` of one text, those that it has."""
+    fields: dict[str, Any] = {}
+    scale: dict[str, Any] = {}
+    if embedding.dense is not None:
+        row, scales = quantised(embedding.dense[None], dtype)
+        fields["dense"] = written(row[0], encoding)
+        if scales:
+            scale["dense"] = scales[0]
+    if embedding.sparse is not None:
+        fields["sparse"] = sparse_json(embedding.sparse, token_strings)
+    if embedding.colbert is not None:
+        rows, scales = quantised(embedding.colbert, dtype)
+        fields["colbert"] = written(rows, encoding)
+        if encoding == "base64":
+            fields["colbert_shape"] = list(rows.shape)
+        if scales is not None:
+            scale["colbert"] = scales
+    if scale:
+        fields["scale"] = scale
+    return fields
+
+
+def sparse_json(
+    weights: LexicalWeights, token_strings: Callable[[Sequence[int]], list[str]] | None
+) -> dict[str, Any]:
+    """Lexical weights by token id, with the vocabulary's entries where `token_strings` finds them."""
+    indices: list[int] = weights.indices.tolist()
+    fields: dict[str, Any] = {"indices": indices, "values": weights.values.tolist()}
+    if token_strings is not None:
+        fields["tokens"] = token_strings(indices)
+    return fields
+
+
+def safetensors_body(embeddings: Sequence[Embedding]) -> bytes:
+    """All texts in one safetensors file; the ragged outputs are values with N + 1 offsets.
+
+    `dense` [N, D] float32; `sparse.indices` int32, `sparse.values` float32, `sparse.offsets` [N+1] int64;
+    `colbert.values` [rows, C] float32, `colbert.offsets` [N+1] int64; `tokens` [N] int32;
+    `truncated` [N] uint8. An output that the texts lack has no tensors. Needs at least one text.
+    """
+    tensors: dict[str, NDArray[Any]] = {
+        "tokens": np.array([one.tokens for one in embeddings], np.int32),
+        "truncated": np.array([one.truncated for one in embeddings], np.uint8),
+    }
+    dense = [one.dense for one in embeddings if one.dense is not None]
+    sparse = [one.sparse for one in embeddings if one.sparse is not None]
+    colbert = [one.colbert for one in embeddings if one.colbert is not None]
+    if dense:
+        tensors["dense"] = np.stack(dense).astype(np.float32)
+    if sparse:
+        tensors["sparse.indices"] = np.concatenate([one.indices for one in sparse]).astype(np.int32)
+        tensors["sparse.values"] = np.concatenate([one.values for one in sparse]).astype(np.float32)
+        tensors["sparse.offsets"] = _offsets([len(one) for one in sparse])
+    if colbert:
+        tensors["colbert.values"] = np.concatenate(colbert).astype(np.float32)
+        tensors["colbert.offsets"] = _offsets([len(one) for one in colbert])
+    return bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

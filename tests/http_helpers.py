@@ -1,0 +1,50 @@
+"""The service with a fake model, as a test client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.fakes import FakeModel
+
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def serving(folder: Path, model: FakeModel | None = None, **knobs: Any) -> Iterator[TestClient]:
+    """A started service; an exception that escapes it shows as a 500, as it would to a client."""
+    app = create_app(Settings(data_dir=folder, **knobs), model=model or FakeModel())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving_async(
+    folder: Path, model: FakeModel | None = None, **knobs: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
+    """The same for tests with several requests under way at once."""
+    app = create_app(Settings(data_dir=folder, **knobs), model=model or FakeModel())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client,
+    ):
+        yield client, app
+
+
+def problem(response: Any, status: int, code: str, param: str | None = None) -> str:
+    """Check an error answer and return its message."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["code"] == code, error
+    assert error["param"] == param, error
+    assert error["request_id"] == response.headers["X-Request-ID"]
+    assert set(error) == {"code", "message", "param", "request_id"}
+    return str(error["message"])

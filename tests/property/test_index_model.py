@@ -1,0 +1,176 @@
+"""The collection against a dictionary: any sequence of changes and restarts, and no document lost or back."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from app.index import dense, lexical
+from app.index.collection import Document, SearchRequest
+from app.index.filters import matches, parse
+from model.scoring import FusionWeights
+from tests.index_helpers import blend, embedding, made, opened, truth
+
+_IDS = st.sampled_from([f"d{place}" for place in range(12)])
+_SEEDS = st.integers(0, 2**32 - 1)
+_WITHOUT = st.sampled_from([(), (), (), ("dense",), ("sparse",), ("colbert",), ("dense", "colbert")])
+_METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "n": st.integers(0, 3),
+        "tags": st.lists(st.sampled_from("ab"), max_size=2),
+        "on": st.booleans(),
+    },
+)
+_FILTERS = st.sampled_from(
+    [
+        {"n": {"$gte": 2}},
+        {"tags": "a"},
+        {"on": True},
+        {"on": {"$ne": True}},
+        {"$or": [{"n": 1}, {"tags": {"$in": ["b"]}}]},
+        {"$not": {"n": {"$exists": True}}},
+    ]
+)
+_MODES = st.sampled_from(["hybrid", "dense", "sparse", "colbert"])
+
+
+class Index(RuleBasedStateMachine):
+    """`documents` is what the collection must hold."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="trivec-model-"))
+        self.documents: dict[str, Document] = {}
+        self.last_seq = 0
+        self.database = opened(self.folder)
+        self.collection = made(self.database)
+
+    @rule(entries=st.lists(st.tuples(_IDS, _SEEDS, _WITHOUT, _METADATA), min_size=1, max_size=5))
+    def upsert(self, entries: list[tuple[str, int, tuple[str, ...], dict[str, object]]]) -> None:
+        batch = [
+            Document(name, f"text {seed}", embedding(np.random.default_rng(seed), without), metadata)
+            for name, seed, without, metadata in entries
+        ]
+        numbers = self.collection.upsert(batch)
+        assert min(numbers) > self.last_seq
+        self.last_seq = max(numbers)
+        self.documents.update({one.id: one for one in batch})
+
+    @rule(names=st.lists(_IDS, max_size=4))
+    def delete(self, names: list[str]) -> None:
+        present = {name for name in names if name in self.documents}
+        assert self.collection.delete(names) == len(present)
+        for name in present:
+            del self.documents[name]
+
+    @rule(source=_FILTERS)
+    def delete_where(self, source: dict[str, object]) -> None:
+        condition = parse(source)
+        gone = [name for name, one in self.documents.items() if matches(condition, one.metadata)]
+        assert self.collection.delete_where(condition) == len(gone)
+        for name in gone:
+            del self.documents[name]
+
+    @rule()
+    def restart(self) -> None:
+        self.database.close()
+        self.database = opened(self.folder)
+        self.collection = self.database.get("c")
+
+    @precondition(lambda self: self.documents)
+    @rule(
+        seed=_SEEDS,
+        mode=_MODES,
+        source=st.one_of(st.none(), _FILTERS),
+        exact=st.booleans(),
+        candidates=st.sampled_from([1, 3, 100]),
+        top_k=st.sampled_from([1, 2, 100]),
+    )
+    def search(self, seed: int, mode: str, source: object, exact: bool, candidates: int, top_k: int) -> None:
+        query = embedding(np.random.default_rng(seed))
+        condition = None if source is None else parse(source)
+        hits = self.collection.search(
+            SearchRequest(query, mode=mode, filter=condition, exact=exact, candidates=candidates, top_k=top_k)
+        )
+        allowed = {
+            name: truth(query, one.embedding)
+            for name, one in self.documents.items()
+            if condition is None or matches(condition, one.metadata)
+        }
+        expected = {}
+        for name, scores in allowed.items():
+            score = blend(scores, FusionWeights()) if mode == "hybrid" else scores[mode]
+            if score is not None and (mode != "sparse" or score > 0):
+                expected[name] = score
+        names = [hit.id for hit in hits]
+        assert len(set(names)) == len(names) and set(names) <= set(expected)
+        for hit in hits:
+            assert hit.text == self.documents[hit.id].text
+            assert hit.score == pytest.approx(expected[hit.id], abs=1e-5)
+            for leg in ("dense", "sparse", "colbert"):
+                assert getattr(hit.scores, leg) == pytest.approx(allowed[hit.id][leg], abs=1e-5)
+        # The legs' own modes find the true best with any number of candidates; the others when all are.
+        if exact or mode in ("dense", "sparse") or max(candidates, top_k) >= len(allowed):
+            best = sorted(expected.values(), reverse=True)[:top_k]
+            assert [hit.score for hit in hits] == pytest.approx(best, abs=1e-5)
+        if mode == "hybrid":
+            assert len(hits) == min(top_k, len(allowed))
+
+    @invariant()
+    def holds_what_it_should(self) -> None:
+        stored = {one.id: one for one in self.collection.documents()}
+        assert stored.keys() == self.documents.keys()
+        for name, one in stored.items():
+            wanted = self.documents[name]
+            assert (one.text, one.metadata, one.outputs) == (
+                wanted.text,
+                wanted.metadata,
+                wanted.embedding.outputs,
+            )
+        stats = self.collection.stats()
+        assert stats.count == len(stored)
+        assert stats.text_bytes == sum(len(one.text.encode()) for one in stored.values())
+
+    @invariant()
+    def finds_the_best_of_either_leg(self) -> None:
+        """With one candidate, so that it is the index in memory that finds it."""
+        query = embedding(np.random.default_rng(7), ("colbert",))
+        for leg in ("dense", "sparse"):
+            found = (truth(query, one.embedding)[leg] for one in self.documents.values())
+            scores = [score for score in found if score is not None and (leg == "dense" or score > 0)]
+            hits = self.collection.search(SearchRequest(query, mode=leg, candidates=1, top_k=1))
+            assert [hit.score for hit in hits] == pytest.approx(sorted(scores)[-1:], abs=1e-5)
+
+    def teardown(self) -> None:
+        if hasattr(self, "database"):
+            self.database.close()
+            shutil.rmtree(self.folder)
+
+
+@pytest.mark.parametrize("merge_rows", [2, 4096])
+def test_the_index_is_a_dictionary_that_can_be_searched(
+    monkeypatch: pytest.MonkeyPatch, merge_rows: int
+) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    # With 2 nearly every change merges, with 4,096 none does.
+    monkeypatch.setattr(dense, "MERGE_ROWS", merge_rows)
+    monkeypatch.setattr(lexical, "MERGE_ROWS", merge_rows)
+    run_state_machine_as_test(
+        Index,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=25,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

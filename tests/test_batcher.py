@@ -1,0 +1,281 @@
+"""The queue before the model: order, splitting, lanes, cancellation, faults, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from app.batcher import Batcher
+from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
+from app.lanes import INTERACTIVE_TURNS
+from model.embedding import OUTPUTS, Embedding, IntArray, Output
+from tests.fakes import BOS, EOS, FakeModel
+
+DENSE: frozenset[Output] = frozenset({"dense"})
+
+
+def ids(*words: int) -> IntArray:
+    return np.array([BOS, *words, EOS], np.int32)
+
+
+@asynccontextmanager
+async def batching(model: FakeModel, batch: int = 100, queue: int = 10_000) -> AsyncIterator[Batcher]:
+    batcher = Batcher(model, max_batch_tokens=batch, max_queue_tokens=queue)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        model.gate.set()
+        await batcher.close(5)
+
+
+@asynccontextmanager
+async def held(model: FakeModel, batcher: Batcher) -> AsyncIterator[asyncio.Task[object]]:
+    """The model thread stands in a forward pass of one text while the block queues more."""
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit([ids(900)], DENSE))
+    await asyncio.to_thread(model.entered.acquire, timeout=10)
+    yield first
+    model.gate.set()
+    await first
+
+
+async def queued(batcher: Batcher, tokens: int) -> None:
+    """Wait until that many tokens are in the queue."""
+    while batcher.queued_tokens != tokens:
+        await asyncio.sleep(0.001)
+
+
+def same(one: Sequence[Embedding], other: Sequence[Embedding]) -> None:
+    assert len(one) == len(other)
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert (ours.dense is None) == (theirs.dense is None)
+        if ours.dense is not None and theirs.dense is not None:
+            np.testing.assert_array_equal(ours.dense, theirs.dense)
+
+
+def test_a_large_request_is_split_and_comes_back_in_order() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        texts = [ids(*range(10, 10 + length)) for length in (3, 9, 1, 5, 7, 2, 8, 4)]
+        async with batching(model, batch=16) as batcher:
+            answer = await batcher.submit(texts, DENSE, lane="bulk")
+        assert all(sum(batch) <= 16 for batch in model.batches)
+        assert len(model.batches) > 1
+        same(answer.embeddings(), FakeModel().forward(texts, DENSE))
+
+    asyncio.run(run())
+
+
+def test_a_text_over_the_budget_gets_a_batch_of_its_own() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model, batch=8) as batcher:
+            await batcher.submit([ids(5), ids(*range(10, 30)), ids(6)], DENSE)
+        assert model.batches == [[3], [22], [3]]
+
+    asyncio.run(run())
+
+
+def test_waiting_requests_share_a_batch_and_each_gets_only_what_it_asked_for() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model) as batcher:
+            async with held(model, batcher):
+                one = asyncio.create_task(batcher.submit([ids(5)], {"dense"}))
+                two = asyncio.create_task(batcher.submit([ids(6)], {"sparse", "colbert"}))
+                await queued(batcher, 6)
+            assert (await one).embeddings()[0].outputs == {"dense"}
+            assert (await two).embeddings()[0].outputs == {"sparse", "colbert"}
+        assert model.batches == [[3], [3, 3]]
+        assert model.asked[1] == set(OUTPUTS)
+
+    asyncio.run(run())
+
+
+def test_normalised_and_raw_never_share_a_batch() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model) as batcher:
+            async with held(model, batcher):
+                one = asyncio.create_task(batcher.submit([ids(5)], DENSE, normalize=True))
+                two = asyncio.create_task(batcher.submit([ids(5)], DENSE, normalize=False))
+                await queued(batcher, 6)
+            unit, raw = (await one).embeddings()[0].dense, (await two).embeddings()[0].dense
+        assert unit is not None and raw is not None
+        assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
+        assert np.linalg.norm(raw) == pytest.approx(3, abs=1e-5)
+
+    asyncio.run(run())
+
+
+def test_interactive_goes_first_but_bulk_is_not_starved() -> None:
+    async def run() -> list[str]:
+        model = FakeModel()
+        order: list[str] = []
+        async with batching(model, batch=3) as batcher:
+
+            async def one(lane: str, token: int) -> None:
+                await batcher.submit([ids(token)], DENSE, lane="bulk" if lane == "bulk" else "interactive")
+                order.append(lane)
+
+            async with held(model, batcher):
+                tasks = [asyncio.create_task(one("bulk", 50 + place)) for place in range(2)]
+                await queued(batcher, 6)
+                tasks += [asyncio.create_task(one("interactive", 70 + place)) for place in range(8)]
+                await queued(batcher, 30)
+            await asyncio.gather(*tasks)
+        return order
+
+    order = asyncio.run(run())
+    # The text that held the model was interactive too, and counts as the first of its turns.
+    assert order[: INTERACTIVE_TURNS - 1] == ["interactive"] * (INTERACTIVE_TURNS - 1)
+    assert order.index("bulk") == INTERACTIVE_TURNS - 1
+    assert order.count("bulk") == 2 and order.count("interactive") == 8
+
+
+def test_a_cancelled_request_takes_its_queued_texts_along() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model, batch=3) as batcher:
+            async with held(model, batcher):
+                gone = asyncio.create_task(batcher.submit([ids(5), ids(6)], DENSE))
+                stays = asyncio.create_task(batcher.submit([ids(7)], DENSE))
+                await queued(batcher, 9)
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+                assert batcher.queued_tokens == 3
+            await stays
+        assert model.batches == [[3], [3]]
+
+    asyncio.run(run())
+
+
+def test_a_deadline_drops_the_work() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model) as batcher, held(model, batcher):
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit([ids(5)], DENSE, deadline=asyncio.get_running_loop().time() + 0.01)
+            assert batcher.queued_tokens == 0
+        assert model.batches == [[3]]
+
+    asyncio.run(run())
+
+
+def test_a_poisonous_text_fails_alone_and_the_thread_goes_on() -> None:
+    async def run() -> None:
+        model = FakeModel(poison={66})
+        async with batching(model) as batcher:
+            async with held(model, batcher):
+                good = asyncio.create_task(batcher.submit([ids(5)], DENSE))
+                bad = asyncio.create_task(batcher.submit([ids(6), ids(66)], DENSE))
+                await queued(batcher, 9)
+            assert (await good).embeddings()
+            answer = await bad
+            assert isinstance(answer.results[0], Embedding)
+            with pytest.raises(InferenceFailed) as failure:
+                answer.embeddings()
+            assert "SECRET" not in str(failure.value)
+            assert not batcher.last_forward_worked
+            assert (await batcher.submit([ids(8)], DENSE)).embeddings()
+            assert batcher.last_forward_worked
+        # Together, then one by one, then the next request.
+        assert model.batches == [[3], [3, 3, 3], [3], [3], [3], [3]]
+
+    asyncio.run(run())
+
+
+class Nonsense(FakeModel):
+    """Returns what a broken engine might."""
+
+    what = "missing"
+
+    def forward(self, batch, outputs, *, normalize=True):  # type: ignore[no-untyped-def]
+        found = super().forward(batch, outputs, normalize=normalize)
+        if self.what == "missing":
+            return found[:-1]
+        return [Embedding(tokens=one.tokens, dense=np.full_like(one.dense, np.nan)) for one in found]
+
+
+@pytest.mark.parametrize("what", ["missing", "nan"])
+def test_results_that_are_no_results_fail_the_request(what: str) -> None:
+    async def run() -> None:
+        model = Nonsense()
+        model.what = what
+        async with batching(model) as batcher:
+            with pytest.raises(InferenceFailed):
+                (await batcher.submit([ids(5)], DENSE)).embeddings()
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        async with batching(model, queue=10) as batcher:
+            async with held(model, batcher):
+                waiting = asyncio.create_task(batcher.submit([ids(5), ids(6)], DENSE))
+                await queued(batcher, 6)
+                with pytest.raises(QueueFull) as refusal:
+                    await batcher.submit([ids(1, 2, 3)], DENSE)
+                assert refusal.value.retry_after_s is not None and refusal.value.retry_after_s >= 1
+                fits = asyncio.create_task(batcher.submit([ids(1, 2)], DENSE))
+                await queued(batcher, 10)
+            await asyncio.gather(waiting, fits)
+            # Nothing waits now: a request larger than the whole bound is let in.
+            assert (await batcher.submit([ids(*range(10, 40))], DENSE)).embeddings()
+
+    asyncio.run(run())
+
+
+def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        batcher = Batcher(model, max_batch_tokens=3, max_queue_tokens=100)
+        batcher.start()
+        async with held(model, batcher):
+            waiting = asyncio.create_task(batcher.submit([ids(5), ids(6)], DENSE))
+            await queued(batcher, 6)
+            closing = asyncio.create_task(batcher.close(10))
+            await asyncio.sleep(0)
+            with pytest.raises(Draining):
+                await batcher.submit([ids(9)], DENSE)
+        await closing
+        assert len((await waiting).embeddings()) == 2
+
+    asyncio.run(run())
+
+
+def test_closing_fails_the_callers_of_a_pass_that_hangs() -> None:
+    async def run() -> None:
+        model = FakeModel()
+        batcher = Batcher(model, max_batch_tokens=3, max_queue_tokens=100)
+        batcher.start()
+        model.gate.clear()
+        running = asyncio.create_task(batcher.submit([ids(5)], DENSE))
+        await asyncio.to_thread(model.entered.acquire, timeout=10)
+        assert batcher.busy_s > 0
+        waiting = asyncio.create_task(batcher.submit([ids(6)], DENSE))
+        await queued(batcher, 3)
+        await batcher.close(0.01)
+        for task in (running, waiting):
+            with pytest.raises(Draining):
+                await task
+        model.gate.set()
+
+    asyncio.run(run())
+
+
+def test_no_texts_need_no_model() -> None:
+    async def run() -> None:
+        model = FakeModel(broken=True)
+        async with batching(model) as batcher:
+            assert (await batcher.submit([], DENSE)).embeddings() == []
+
+    asyncio.run(run())

@@ -1,0 +1,222 @@
+"""Collections and documents over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.schemas.documents import CollectionDescription, UpsertResponse
+from tests.fakes import COLBERT, HIDDEN, FakeModel, token_id
+from tests.http_helpers import problem, serving
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+DOCUMENTS = "/collections/default/documents"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with serving(tmp_path) as client:
+        yield client
+
+
+def test_a_collection_is_made_described_listed_and_dropped(client: TestClient) -> None:
+    settings = {"colbert": "float32", "fusion": {"dense": 1, "sparse": 0.3, "colbert": 0}}
+    made = client.put("/collections/notes", json=settings)
+    assert made.status_code == 201
+    CollectionDescription.model_validate_json(made.content)
+    assert made.json()["settings"] == {"dense_index": "exact", **settings}
+    assert client.put("/collections/notes", json=settings).status_code == 200
+    client.post("/collections/notes/documents", json=[{"id": "1", "text": "cat"}])
+    described = client.get("/collections/notes").json()
+    assert described["count"] == 1 and described["bytes"]["dense"] == 4 * HIDDEN
+    assert [one["name"] for one in client.get("/collections").json()["collections"]] == ["notes"]
+    assert client.delete("/collections/notes").json() == {"deleted": 1}
+    problem(client.get("/collections/notes"), 404, "collection_not_found")
+
+
+def test_a_collection_without_a_body_takes_the_defaults(client: TestClient) -> None:
+    assert client.put("/collections/plain").json()["settings"]["colbert"] == "float16"
+
+
+def test_a_document_is_there_when_the_answer_comes(client: TestClient) -> None:
+    answer = client.post(
+        DOCUMENTS, json={"documents": [{"id": "1", "text": "the cat", "metadata": {"n": [1, {"a": None}]}}]}
+    )
+    UpsertResponse.model_validate_json(answer.content)
+    assert answer.json()["results"] == [
+        {"index": 0, "id": "1", "status": "upserted", "tokens": 4, "truncated": False}
+    ]
+    assert client.get(f"{DOCUMENTS}/1").json() == {
+        "id": "1",
+        "text": "the cat",
+        "metadata": {"n": [1, {"a": None}]},
+        "tokens": 4,
+        "truncated": False,
+        "outputs": ["colbert", "dense", "sparse"],
+    }
+
+
+def test_a_title_goes_before_the_text(client: TestClient) -> None:
+    client.post(
+        DOCUMENTS, json=[{"id": "1", "title": "Pets", "text": "cat"}, {"id": "2", "title": "", "text": "cat"}]
+    )
+    assert client.get(f"{DOCUMENTS}/1").json()["text"] == "Pets. cat"
+    assert client.get(f"{DOCUMENTS}/2").json()["text"] == "cat"
+
+
+@pytest.mark.parametrize("doc_id", ["a/b", "a b", "ü/漢字/🙂", "delete", "?x=1#y", "100%", "..", "a//b"])
+def test_an_id_may_be_any_text(client: TestClient, doc_id: str) -> None:
+    client.post(DOCUMENTS, json=[{"id": doc_id, "text": "cat"}])
+    # Clients and proxies fold `..` in a path away, so it is asked for with its dots escaped.
+    path = f"{DOCUMENTS}/{quote(doc_id, safe='').replace('..', '%2E%2E')}"
+    if doc_id != "..":
+        assert client.get(path).json()["id"] == doc_id
+    answer = client.post(f"{DOCUMENTS}/delete", json={"ids": [doc_id]})
+    assert answer.json() == {"deleted": 1}
+
+
+def test_ids_are_made_where_there_are_none(client: TestClient) -> None:
+    results = client.post(DOCUMENTS, json=[{"text": "cat"}, {"text": "cat"}]).json()["results"]
+    assert len({one["id"] for one in results}) == 2
+    assert client.get(f"{DOCUMENTS}/{results[0]['id']}").status_code == 200
+
+
+BAD: list[tuple[Any, str, str]] = [
+    ({"id": "x", "text": ""}, "invalid_request", "text"),
+    ({"id": "x"}, "invalid_request", "text"),
+    ({"id": "x", "text": 5}, "invalid_request", "text"),
+    ({"id": "", "text": "a"}, "invalid_request", "id"),
+    ({"id": "é" * 300, "text": "a"}, "invalid_document", "id"),
+    ({"id": "x", "text": "a", "colour": 1}, "invalid_request", "colour"),
+    ({"id": "x", "text": "a", "metadata": []}, "invalid_request", "metadata"),
+    ({"id": "x", "text": "a", "metadata": {"n": 10**40}}, "invalid_document", "metadata"),
+    ({"id": "x", "text": "a", "embedding": {"dense": [1.0]}}, "invalid_request", "embedding.dense"),
+    (
+        {"id": "x", "text": "a", "embedding": {"dense": [1e300] * HIDDEN}},
+        "invalid_request",
+        "embedding.dense",
+    ),
+    (
+        {"id": "x", "text": "a", "embedding": {"colbert": [[1e30] * COLBERT]}},
+        "invalid_document",
+        "embedding.colbert",
+    ),
+    (
+        {"id": "x", "text": "a", "embedding": {"sparse": {"indices": [5, 5], "values": [1, 1]}}},
+        "invalid_request",
+        "embedding.sparse",
+    ),
+    (
+        {"id": "x", "text": "a", "embedding": {"sparse": {"indices": [10**9], "values": [1]}}},
+        "invalid_request",
+        "embedding.sparse.indices",
+    ),
+    ("text", "invalid_request", ""),
+]
+
+
+@pytest.mark.parametrize(("document", "code", "param"), BAD)
+def test_a_bad_document_has_its_own_error_and_the_others_are_stored(
+    client: TestClient, document: Any, code: str, param: str
+) -> None:
+    good = {"id": "good", "text": "cat"}
+    answer = client.post(DOCUMENTS, json=[document, good])
+    assert answer.status_code == 200, answer.text
+    UpsertResponse.model_validate_json(answer.content)
+    body = answer.json()
+    assert (body["upserted"], body["failed"]) == (1, 1)
+    error = body["results"][0]["error"]
+    assert (error["code"], error["param"] or "") == (code, param)
+    assert body["results"][1]["id"] == "good"
+    alone = client.post(DOCUMENTS, json=[document])
+    assert alone.status_code == 422 and alone.json()["error"]["code"] == code
+    assert alone.json()["results"][0]["error"] == error
+
+
+def test_bad_metadata_costs_no_forward_pass(tmp_path: Path) -> None:
+    model = FakeModel()
+    with serving(tmp_path, model) as client:
+        before = len(model.batches)
+        client.post(DOCUMENTS, json=[{"text": "a", "metadata": {"n": 10**40}}])
+        assert len(model.batches) == before
+
+
+def test_a_text_that_breaks_the_model_fails_alone(tmp_path: Path) -> None:
+    with serving(tmp_path, FakeModel(poison={token_id("arsenic")})) as client:
+        body = client.post(
+            DOCUMENTS, json=[{"text": "cat"}, {"id": "p", "text": "arsenic"}, {"text": "dog"}]
+        ).json()
+        assert body["upserted"] == 2
+        assert body["results"][1]["error"]["code"] == "inference_failed"
+        alone = client.post(DOCUMENTS, json=[{"text": "arsenic"}])
+        assert alone.status_code == 500 and "SECRET" not in alone.text
+
+
+def test_vectors_of_the_client_are_kept_and_the_rest_is_computed(tmp_path: Path) -> None:
+    model = FakeModel()
+    with serving(tmp_path, model) as client:
+        dense = [1.0] + [0.0] * (HIDDEN - 1)
+        client.post(DOCUMENTS, json=[{"id": "1", "text": "the cat", "embedding": {"dense": dense}}])
+        assert model.asked[-1] == {"sparse", "colbert"}
+        query = {"embedding": {"dense": dense}}
+        (hit,) = client.post("/search", json={"query": query, "mode": "dense"}).json()["hits"]
+        assert hit["score"] == pytest.approx(1)
+        (hit,) = client.post("/search", json={"query": "the cat"}).json()["hits"]
+        assert hit["scores"]["colbert"] == pytest.approx(1, abs=2e-3)
+
+
+def test_long_documents_are_cut_and_say_so(tmp_path: Path) -> None:
+    with serving(tmp_path, passage_max_length=8) as client:
+        (result,) = client.post(DOCUMENTS, json=[{"text": "word " * 50}]).json()["results"]
+        assert (result["tokens"], result["truncated"]) == (8, True)
+
+
+def test_ndjson_is_stored_line_by_line(tmp_path: Path) -> None:
+    with serving(tmp_path, max_body_bytes=1024, max_batch_tokens=64, max_texts=10) as client:
+        lines = [json.dumps({"id": str(n), "text": f"word{n} cat"}).encode() for n in range(600)]
+        lines[3] = b"{broken"
+        lines[4] = b'{"text": "' + b"x" * 2000 + b'"}'
+        lines[5] = rb'{"text": "\ud800"}'
+        body = b"\n".join(lines[:300]) + b"\n\r\n\n" + b"\n".join(lines[300:])
+        assert len(body) > 1024
+        chunks = [body[place : place + 777] for place in range(0, len(body), 777)]
+        answer = client.post(DOCUMENTS, content=iter(chunks), headers=NDJSON)
+        assert answer.status_code == 200
+        report = answer.json()
+        assert (report["upserted"], report["failed"]) == (597, 3)
+        assert [one["index"] for one in report["results"]] == list(range(600))
+        assert [report["results"][n]["error"]["code"] for n in (3, 4, 5)] == [
+            "malformed_json",
+            "malformed_json",
+            "invalid_request",
+        ]
+        assert client.get("/collections/default").json()["count"] == 597
+        assert client.get(f"{DOCUMENTS}/599").json()["text"] == "word599 cat"
+
+
+def test_documents_are_deleted_by_id_and_by_filter(client: TestClient) -> None:
+    client.post(DOCUMENTS, json=[{"id": str(n), "text": "cat", "metadata": {"n": n}} for n in range(5)])
+    assert client.delete(f"{DOCUMENTS}/0").json() == {"deleted": 1}
+    problem(client.delete(f"{DOCUMENTS}/0"), 404, "document_not_found", "id")
+    assert client.post(f"{DOCUMENTS}/delete", json={"ids": ["0", "1"]}).json() == {"deleted": 1}
+    assert client.post(f"{DOCUMENTS}/delete", json={"filter": {"n": {"$gte": 3}}}).json() == {"deleted": 2}
+    assert client.get("/collections/default").json()["count"] == 1
+    for body in ({}, {"ids": ["1"], "filter": {"n": 1}}):
+        problem(client.post(f"{DOCUMENTS}/delete", json=body), 422, "invalid_request", "ids")
+    problem(client.post(f"{DOCUMENTS}/delete", json={"filter": {}}), 422, "invalid_request", "filter")
+
+
+@pytest.mark.parametrize("body", [[], {}, {"documents": []}, {"documents": {}}, 5, "x"])
+def test_an_upsert_needs_documents(client: TestClient, body: Any) -> None:
+    problem(client.post(DOCUMENTS, json=body), 422, "invalid_request", "documents")
+
+
+def test_only_the_default_collection_is_made_on_demand(client: TestClient) -> None:
+    answer = client.post("/collections/other/documents", json=[{"text": "a"}])
+    problem(answer, 404, "collection_not_found")
