@@ -1,0 +1,46 @@
+"""A real `trivec serve` in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def running_server(data: Path, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A ready server on the data folder and a client of it; killed in the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data)],
+        env={**os.environ, "TRIVEC_LOG_LEVEL": "warning", **environment},
+        cwd=ROOT,
+    )
+    try:
+        with httpx.Client(base_url=_address(process, data), timeout=600) as client:
+            while client.get("/health/ready").status_code != 200:
+                assert process.poll() is None, f"the server ended with status {process.returncode}"
+                time.sleep(0.1)
+            yield client, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], data: Path) -> str:
+    """The server writes where it listens into the lock file of its data folder."""
+    lock = data / "trivec.lock"
+    while process.poll() is None:
+        content = lock.read_text() if lock.exists() else ""
+        if content and (written := json.loads(content)).get("pid") == process.pid and written["url"]:
+            return str(written["url"])
+        time.sleep(0.1)
+    raise AssertionError(f"the server ended with status {process.returncode}")
