@@ -141,8 +141,6 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    import_tensorflow()
-    from app.loading import load_text_model
     from app.wire import safetensors_body
     from model.embedding import OUTPUTS
 
@@ -155,6 +153,9 @@ def _embed(options: argparse.Namespace) -> int:
     texts = read_texts(options.input)
     if not texts:
         raise InputError(f"{options.input}: holds no texts")
+    import_tensorflow()  # only now: what is wrong with the input is said at once
+    from app.loading import load_text_model
+
     model = load_text_model(settings, progress=not options.no_progress)
     present = [name for name in wanted if name in model.card.outputs] if options.outputs is None else wanted
     found = model.embedder.encode(

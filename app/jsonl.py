@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from app.errors import ServiceFault
 from app.wire import parse_json
 
 
@@ -36,7 +37,7 @@ def read_texts(path: str) -> list[str]:
 def _text(path: str, number: int, line: bytes) -> str:
     try:
         fields = parse_json(line)
-    except ValueError as error:
+    except ServiceFault as error:
         raise InputError(f"{path}: line {number}: {error}") from error
     text = fields.get("text") if isinstance(fields, dict) else None
     if not isinstance(text, str) or not text:

@@ -43,8 +43,9 @@ def create_app(
 ) -> FastAPI:
     """The service as an ASGI application.
 
-    A given `model` is used as it is, a given `database` too (the lifespan closes it); None loads the one that `settings` name. Where that fails, nothing
-    but /health/live answers and `on_load_failure` is called, so that a command line can end the process.
+    A given `model` is used as it is, a given `database` too (the lifespan closes it); without a model the
+    one that `settings` name is loaded. Where that fails, only /health/live answers and `on_load_failure` is
+    called, so that a command line can end the process.
     Raises ValueError where the settings' key file cannot be used; DataFolderInUse comes out of the lifespan.
     """
     app = FastAPI(

@@ -55,9 +55,20 @@ class VariableSlot:
         return tuple(self.variable.shape)
 
     def write(self, start: int, rows: NDArray[np.float32]) -> None:
-        """Write `rows` to [start : start + len(rows)] of the first axis."""
-        stop = start + len(rows)
-        self.variable.value[start:stop].assign(tf.cast(rows, self.variable.dtype))
+        """Write `rows` to [start : start + len(rows)] of the first axis.
+
+        Trap: a variable that was once written in part is copied whole whenever it is read, for good.
+        So a part is written only where rows are looked up and the whole is never read: in the
+        embedding tables, which are too large to hold twice.
+        """
+        values = tf.cast(rows, self.variable.dtype)
+        if rows.shape == self.shape:
+            self.variable.value.assign(values)
+            return
+        # The raw operation: `variable[start:stop].assign` would read the variable, and so copy it, first.
+        tf.raw_ops.ResourceStridedSliceAssign(
+            ref=self.variable.value.handle, begin=[start], end=[start + len(rows)], strides=[1], value=values
+        )
 
 
 class TensorFlowEngine:

@@ -27,7 +27,7 @@ TEXTS = (
     "Tek geçişte üç temsil.",
     "ประโยคทดสอบ",
     "a </s> literal <pad> inside <mask> a text ",
-    " ",
+    "a space at the end ",
     "The quick brown fox jumps over the lazy dog. " * 60,
 )
 

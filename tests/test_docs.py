@@ -1,4 +1,4 @@
-"""README.md is true: its tour is typed against a real server, its library example is run, its table is made."""
+"""README.md is true: its tour is typed against a real server, its library example is run."""
 
 from __future__ import annotations
 

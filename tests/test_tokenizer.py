@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from model.tokenizer import TextError, Tokenizer, TokenizerError
 MINI = Path(__file__).parent.parent / "weights" / "mini"
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+@functools.cache
+def shared() -> Tokenizer:
     return Tokenizer(MINI / "tokenizer.json", EncoderConfig.from_file(MINI / "config.json"))
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return shared()
 
 
 def test_all_golden_texts_give_the_published_ids(
@@ -49,8 +55,7 @@ def test_truncation_is_reported_and_keeps_the_end(tokenizer: Tokenizer) -> None:
 
 @given(st.text(max_size=200), st.integers(2, 40))
 def test_any_text_is_cut_to_a_frame(text: str, limit: int) -> None:
-    config = EncoderConfig.from_file(MINI / "config.json")
-    one = Tokenizer(MINI / "tokenizer.json", config).tokenize([text], limit)[0]
+    one = shared().tokenize([text], limit)[0]
     assert 2 <= len(one.ids) <= limit
     assert one.ids[0] == 0 and one.ids[-1] == 2 and len(one.offsets) == len(one.ids)
     assert one.truncated == (one.total > limit)

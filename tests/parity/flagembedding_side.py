@@ -16,7 +16,12 @@ with open(texts_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib would
     texts = json.load(file)
 model = BGEM3FlagModel(folder, use_fp16=False, devices=["cpu"])
 found = model.encode(
-    texts, batch_size=8, max_length=int(max_length), return_dense=True, return_sparse=True, return_colbert_vecs=True
+    texts,
+    batch_size=8,
+    max_length=int(max_length),
+    return_dense=True,
+    return_sparse=True,
+    return_colbert_vecs=True,
 )
 arrays = {"dense": found["dense_vecs"]}
 for number, (weights, vectors) in enumerate(zip(found["lexical_weights"], found["colbert_vecs"])):  # noqa: B905

@@ -46,7 +46,9 @@ TEXTS = [
 def _compare(folder: Path, work: Path, max_length: int) -> None:
     (work / "texts.json").write_text(json.dumps(TEXTS))
     script = Path(__file__).parent / "flagembedding_side.py"
-    subprocess.run([PEERS, script, folder, work / "texts.json", work / "out.npz", str(max_length)], check=True)
+    subprocess.run(
+        [PEERS, script, folder, work / "texts.json", work / "out.npz", str(max_length)], check=True
+    )
     theirs = np.load(work / "out.npz")
     engine, tokenizer, _ = load_checkpoint(folder)
     embedder = Embedder(tokenizer, engine, max_length=engine.config.max_length, options=EncodingOptions())
