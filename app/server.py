@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from types import FrameType
@@ -23,6 +24,8 @@ def serve(settings: Settings) -> int:
 
     Raises IndexFault where the data folder cannot be used.
     """
+    # uvicorn shuts down in order and then raises the signal again: stopping as told is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures: list[Exception] = []
 
     def give_up(error: Exception) -> None:
