@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -149,6 +150,8 @@ def _embed(options: argparse.Namespace) -> int:
     if not wanted or set(wanted) - set(OUTPUTS):
         raise UsageError(f"--outputs: choose from {', '.join(OUTPUTS)}")
     if options.batch_tokens is not None:
+        if options.batch_tokens < 2:
+            raise UsageError(f"--batch-tokens: {options.batch_tokens} is less than 2")
         settings = settings.model_copy(update={"max_batch_tokens": options.batch_tokens})
     texts = read_texts(options.input)
     if not texts:
@@ -259,7 +262,8 @@ def _selftest(options: argparse.Namespace) -> int:
     if options.json:
         heads = {
             check.head: {
-                "largest_difference": check.difference,
+                # JSON has no infinity: null says that there is nothing to compare.
+                "largest_difference": check.difference if math.isfinite(check.difference) else None,
                 "tolerance": check.tolerance,
                 "passed": check.passed,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -23,8 +24,10 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     try:
         with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
+                # Some editors put a byte order mark before the first line.
+                bare = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if bare.strip():
+                    yield number, bare
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror}") from error
 
@@ -54,7 +57,7 @@ def document_line(line: bytes) -> bytes:
     """
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line.strip()
     if isinstance(fields, dict) and "_id" in fields and "id" not in fields:
         fields["id"] = fields.pop("_id")

@@ -47,7 +47,10 @@ def serve(settings: Settings) -> int:
     )
     server = _AnnouncingServer(config, app)
     configure_logging(settings.log_level)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as stop:  # a port that is taken, or SIGTERM
+        return 1 if stop.code else 0
     for error in failures:
         _say(f"trivec: {error}")
     return 1 if failures or not server.started else 0

@@ -18,7 +18,7 @@ from model.embedding import FloatArray, LexicalWeights
 class FusionWeights:
     """The weights of the hybrid score; the default is that of the model card's example.
 
-    Raises ValueError where one is negative or not finite, or where all are 0.
+    Raises ValueError where one is negative or not finite, or their sum is 0 or not finite.
     """
 
     dense: float = 0.4
@@ -29,8 +29,8 @@ class FusionWeights:
         values = (self.dense, self.sparse, self.colbert)
         if not all(np.isfinite(value) and value >= 0 for value in values):
             raise ValueError(f"fusion weights must be finite and not negative, got {values}")
-        if not sum(values) > 0:
-            raise ValueError("at least one fusion weight must be greater than 0")
+        if not 0 < sum(values) < np.inf:
+            raise ValueError("the fusion weights must have a sum that is greater than 0 and finite")
 
 
 def dense_score(query: FloatArray, document: FloatArray) -> float:
@@ -60,10 +60,11 @@ def hybrid_score(
     colbert: NDArray[np.floating] | float,
 ) -> NDArray[np.float64]:
     """Weighted mean of the three scores: (w_d d + w_s s + w_c c) / (w_d + w_s + w_c)."""
+    # Divided first, so that no weight, however large, overflows a product.
     total = weights.dense + weights.sparse + weights.colbert
     blend = (
-        weights.dense * np.asarray(dense, np.float64)
-        + weights.sparse * np.asarray(sparse, np.float64)
-        + weights.colbert * np.asarray(colbert, np.float64)
+        weights.dense / total * np.asarray(dense, np.float64)
+        + weights.sparse / total * np.asarray(sparse, np.float64)
+        + weights.colbert / total * np.asarray(colbert, np.float64)
     )
-    return np.asarray(blend / total, np.float64)
+    return np.asarray(blend, np.float64)

@@ -7,7 +7,7 @@ itself. Nothing here is ever changed after construction, so threads may share on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,10 @@ import tokenizers
 
 from model.config import EncoderConfig
 from model.embedding import IntArray
+
+
+# Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
+_SLICE_CHARACTERS = 1_000_000
 
 
 class TokenizerError(ValueError):
@@ -30,12 +34,13 @@ class TextError(ValueError):
 class TokenizedText:
     """One text as token ids, cut to the length that was asked for.
 
-    Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `total` tokens before the cut.
+    Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `spans` [T, 2] int32, each token's place
+    in the text; `total` tokens before the cut.
     """
 
     ids: IntArray
+    spans: IntArray
     total: int
-    encoding: tokenizers.Encoding
 
     @property
     def truncated(self) -> bool:
@@ -45,8 +50,7 @@ class TokenizedText:
     @property
     def offsets(self) -> list[tuple[int, int]]:
         """T pairs [start, end) of character positions in the text; (0, 0) for `<s>` and `</s>`."""
-        found: list[tuple[int, int]] = self.encoding.offsets
-        return [*found[: len(self.ids) - 1], found[-1]]
+        return [(int(start), int(end)) for start, end in self.spans]
 
 
 class Tokenizer:
@@ -85,7 +89,10 @@ class Tokenizer:
             raise ValueError(f"max_length {max_length} leaves no room for <s> and </s>")
         for number, text in enumerate(texts):
             _check(number, text)
-        return [_cut(encoding, max_length) for encoding in self._tokenizer.encode_batch(list(texts))]
+        found: list[TokenizedText] = []
+        for part in _slices(texts):
+            found += [_cut(encoding, max_length) for encoding in self._tokenizer.encode_batch(part)]
+        return found
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries of token ids, e.g. `▁Hello`; an id without one gives `<unk>`."""
@@ -101,8 +108,23 @@ def _check(number: int, text: str) -> None:
         ) from error
 
 
+def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Consecutive texts of together about `_SLICE_CHARACTERS`; a longer text is a slice of its own."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > _SLICE_CHARACTERS:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
+
+
 def _cut(encoding: tokenizers.Encoding, max_length: int) -> TokenizedText:
-    ids = np.array(encoding.ids, np.int32)
-    if len(ids) > max_length:
-        ids = np.append(ids[: max_length - 1], ids[-1:])
-    return TokenizedText(ids, len(encoding.ids), encoding)
+    """Keep what fits and let go of the encoding, which holds a hundred bytes for each token of the text."""
+    ids, offsets = encoding.ids, encoding.offsets
+    if (total := len(ids)) > max_length:
+        ids, offsets = [*ids[: max_length - 1], ids[-1]], [*offsets[: max_length - 1], offsets[-1]]
+    return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total)

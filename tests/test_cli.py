@@ -143,10 +143,13 @@ def test_index_and_search_without_a_server(tmp_path: Path) -> None:
 
 def test_index_keeps_good_lines_and_names_bad_ones(tmp_path: Path) -> None:
     source = tmp_path / "corpus.jsonl"
-    source.write_text(f'{json.dumps(DOCUMENTS[0])}\nnot json\n{{"id": "x"}}\n{json.dumps(DOCUMENTS[1])}\n')
+    deep = "[" * 100_000
+    source.write_text(
+        f'\ufeff{json.dumps(DOCUMENTS[0])}\nnot json\n{{"id": "x"}}\n{json.dumps(DOCUMENTS[1])}\n{deep}\n'
+    )
     found = trivec("index", source, "--json", "--data-dir", tmp_path / "data", status=1)
     answer = json.loads(found.stdout)
-    assert answer["upserted"] == 2 and [one["line"] for one in answer["failed"]] == [2, 3]
+    assert answer["upserted"] == 2 and [one["line"] for one in answer["failed"]] == [2, 3, 5]
     assert "line 2" in found.stderr and "line 3" in found.stderr
 
 

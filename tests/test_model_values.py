@@ -147,6 +147,11 @@ def test_fusion_gives_the_published_blends(
     assert abs(hybrid_score(FusionWeights(0.4, 0.2, 0.0), dense, sparse, colbert) - two) < 2e-7
 
 
+def test_huge_and_tiny_weights_do_not_overflow() -> None:
+    for scale in (1e-300, 1e300):
+        assert abs(hybrid_score(FusionWeights(scale, scale, 0), 1e10, 3e10, 1.0) - 2e10) < 1
+
+
 def test_published_lexical_self_score() -> None:
     """FlagEmbedding issue 552: the score of a text with itself, from its published weights (fp16)."""
     values = [0.0836, 0.08154, 0.1295, 0.252, 0.17, 0.2695, 0.04074]
@@ -167,7 +172,9 @@ def test_colbert_score_is_a_mean_of_maxima_and_keeps_negative_similarities() -> 
     assert colbert_score(np.float32([[1, 0]]), np.float32([[-1, 0]])) == -1
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1), (np.nan, 1, 1), (np.inf, 0, 0)])
+@pytest.mark.parametrize(
+    "weights", [(0, 0, 0), (-1, 1, 1), (np.nan, 1, 1), (np.inf, 0, 0), (1e308, 1e308, 1e308)]
+)
 def test_weights_that_cannot_be_averaged_with_are_refused(weights: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="weight"):
         FusionWeights(*weights)
