@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup run test test-slow test-peers lint bench docs image peers clean
+.PHONY: help setup run test test-slow test-peers lint bench bench-encode docs image peers clean
 
 help:
 	@echo "make run         set up and start the server on the bundled checkpoint"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow   the full-size parity and crash tests: minutes, 8 GB of memory"
 	@echo "make test-peers  parity with FlagEmbedding itself (installs it into .venv-peers)"
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
+	@echo "make bench-encode  Trivec beside FlagEmbedding and ONNX Runtime on the same texts (hours)"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
 
@@ -56,6 +57,17 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.full_size
 
+# Trivec beside the reference and ONNX Runtime on the same texts, full-size random weights.
+BENCH_FOLDER ?= /var/tmp/trivec/full
+bench-encode: $(VENV)/.dev peers .venv-onnx/.done
+	$(BIN)/python -m benchmarks.encode --sides trivec-float32,trivec-int8,flagembedding,onnx-int8 \
+		--workloads queries,passages --counts 1,8,64 --folder $(BENCH_FOLDER) --out encode
+
+.venv-onnx/.done: constraints-onnx.txt
+	test -x .venv-onnx/bin/python || $(PYTHON) -m venv .venv-onnx
+	.venv-onnx/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-onnx.txt
+	@touch $@
+
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_docs.py
 
@@ -63,4 +75,4 @@ image:
 	docker build $(IMAGE_ARGS) -t trivec .
 
 clean:
-	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-onnx .pytest_cache .mypy_cache .ruff_cache .hypothesis

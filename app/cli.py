@@ -20,11 +20,11 @@ import pydantic
 from app.golden import GoldenError
 from app.index.errors import IndexFault
 from app.jsonl import InputError, document_line, read_lines, read_texts, write_whole
-from app.quiet import import_tensorflow
+from app.quiet import import_engine
 from app.settings import Settings, unknown_variables
 from weights.checkpoint import CheckpointError
 
-MODEL_KNOBS = ("checkpoint", "revision", "engine", "dense_only", "cache_dir", "threads")
+MODEL_KNOBS = ("checkpoint", "revision", "engine", "dense_only", "cache_dir", "converted_dir", "threads")
 # Documents of one request of `trivec index`: enough to fill forward passes, few enough for the bar to move.
 INDEX_BATCH = 64
 
@@ -156,7 +156,7 @@ def _embed(options: argparse.Namespace) -> int:
     texts = read_texts(options.input)
     if not texts:
         raise InputError(f"{options.input}: holds no texts")
-    import_tensorflow()  # only now: what is wrong with the input is said at once
+    import_engine(settings.engine)  # only now: what is wrong with the input is said at once
     from app.loading import load_text_model
 
     model = load_text_model(settings, progress=not options.no_progress)
@@ -250,11 +250,11 @@ async def _search(options: argparse.Namespace) -> int:
 
 
 def _selftest(options: argparse.Namespace) -> int:
-    import_tensorflow()
+    settings = _settings(options)
+    import_engine(settings.engine)
     from app.loading import load_text_model
     from app.selftest import is_published, run_selftest
 
-    settings = _settings(options)
     model = load_text_model(settings)
     published = options.published or is_published(model.card.name, model.folder)
     checks = run_selftest(model.embedder, model.folder, published=published, precision=model.card.precision)
@@ -280,7 +280,6 @@ def _selftest(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    import_tensorflow()
     from app.loading import resolve
 
     found = resolve(_settings(options), progress=not options.no_progress)

@@ -14,7 +14,7 @@ import httpx
 
 from app.index.owner import owner
 from app.main import create_app
-from app.quiet import import_tensorflow
+from app.quiet import import_engine
 from app.settings import Settings
 
 
@@ -85,7 +85,7 @@ async def connect(
             await client.wait_ready()
             yield client
         return
-    import_tensorflow()
+    import_engine(settings.engine)
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
     async with (

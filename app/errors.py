@@ -57,6 +57,10 @@ class BodyTooLarge(ServiceFault):
     """The request body has more bytes than allowed."""
 
 
+class UnsupportedEncoding(ServiceFault):
+    """The request body is compressed."""
+
+
 class Unauthorized(ServiceFault):
     """No API key, or an unknown one."""
 
@@ -109,6 +113,7 @@ TABLE: Mapping[type[Exception], Row] = {
     OutputUnavailable: Row(422, "output_unavailable"),
     TextTooLong: Row(413, "text_too_long"),
     BodyTooLarge: Row(413, "body_too_large"),
+    UnsupportedEncoding: Row(415, "unsupported_encoding"),
     Unauthorized: Row(401, "unauthorized"),
     ReadOnlyKey: Row(403, "read_only_key"),
     QueueFull: Row(429, "queue_full"),

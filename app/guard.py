@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -27,6 +28,7 @@ from app.errors import (
 TIMEOUT_HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 86400.0
 _BODY = "trivec.body"
+_DEADLINE = "trivec.deadline"
 
 
 class Body:
@@ -69,6 +71,40 @@ class Body:
         while not self._gone.is_set():
             if (await self._receive())["type"] == "http.disconnect":
                 self._gone.set()
+
+
+class Deadline:
+    """When a request's answer is due, and who says so: the guard, or a handler that can do better."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.at = time.monotonic() + seconds
+        self.writes = False
+        """Whether the request may change something: a refusal must not say then that it did not."""
+        self._taken_over = False
+
+    def take_over(self) -> None:
+        """Let the handler keep the deadline: it answers in time by itself, with what was done until then."""
+        self._taken_over = True
+
+    def left_s(self) -> float | None:
+        """Seconds until the guard steps in; None where it does not."""
+        return None if self._taken_over else max(0.0, self.at - time.monotonic())
+
+    def passed(self) -> DeadlineExceeded:
+        """The refusal, in true words."""
+        if self.writes:
+            did = "what was written until then stays written, so look before you send it again"
+        else:
+            did = "the work was dropped"
+        return DeadlineExceeded(f"no answer within {self.seconds:g} seconds; {did}")
+
+
+def deadline_of(request: Request) -> Deadline:
+    """The deadline of the request under way."""
+    deadline = request.scope[_DEADLINE]
+    assert isinstance(deadline, Deadline)
+    return deadline
 
 
 def body_of(request: Request) -> Body:
@@ -126,23 +162,28 @@ class Guard:
             await error_response(describe(error), str(scope.get(REQUEST_ID, "")))(scope, receive, send)
 
         try:
-            timeout_s = timeout_of(headers, self._timeout_s)
+            deadline = Deadline(timeout_of(headers, self._timeout_s))
         except InvalidRequest as error:
             await refuse(error)
             return
+        scope[_DEADLINE] = deadline
         outcome = await _race(
-            self._app(scope, body.receive, noted), body.client_gone(), timeout_s, lambda: started
+            self._app(scope, body.receive, noted), body.client_gone(), deadline, lambda: started
         )
         if outcome == "late" and not started:
-            await refuse(DeadlineExceeded(f"no answer within {timeout_s:g} seconds; the work was dropped"))
+            await refuse(deadline.passed())
 
 
-async def _race(app: Any, client_gone: Coroutine[Any, Any, None], timeout_s: float, started: Any) -> str:
+async def _race(
+    app: Any, client_gone: Coroutine[Any, Any, None], deadline: Deadline, started: Callable[[], bool]
+) -> str:
     """Await the application until it ends ("done"), the client leaves ("gone") or time is up ("late")."""
     work = asyncio.ensure_future(app)
     gone = asyncio.ensure_future(client_gone)
     try:
-        await asyncio.wait({work, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        # A handler may take the deadline over while it is awaited here, so it is asked again when it passes.
+        while not work.done() and not gone.done() and (left_s := deadline.left_s()) != 0:
+            await asyncio.wait({work, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         if not work.done() and started():
             await asyncio.wait({work})
         if work.done():
@@ -152,5 +193,25 @@ async def _race(app: Any, client_gone: Coroutine[Any, Any, None], timeout_s: flo
     finally:
         for task in (work, gone):
             task.cancel()
-        # A worker thread cannot be cancelled: a write that has begun is awaited, so that it is whole.
+        # `app.whole`: a write that has begun is awaited, so that it is whole.
         await asyncio.gather(work, gone, return_exceptions=True)
+
+
+class Heads:
+    """Answers HEAD like GET, without the body: FastAPI's routes know only the methods they name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; the scope says HEAD again once there is an answer, for servers look at it."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            scope["method"] = "HEAD"
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope["method"] = "GET"
+        await self._app(scope, receive, bodiless)

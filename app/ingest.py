@@ -2,13 +2,16 @@
 
 A document that cannot be stored gets an error of its own and the others are stored; slices bound the
 memory that vectors take, so a body of any length can be streamed through. A slice that was stored
-stays stored, whatever happens to the next.
+stays stored, whatever happens to the next: a deadline that passes ends the rest, and the report says of
+each document on which side it is.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from app.errors import Problem, ServiceFault, describe, validation_problem
+from app.errors import DeadlineExceeded, Problem, ServiceFault, describe, validation_problem
+from app.guard import Deadline
 from app.index.collection import Collection, Document
 from app.index.errors import DocumentInvalid, IndexFault
 from app.ports import ModelCard, Tokenized
@@ -24,14 +28,13 @@ from app.routes.common import supplied_embedding
 from app.schemas.documents import DocumentBody
 from app.service import Service, marked
 from app.telemetry import Record
+from app.uploads import Entry, Upload
+from app.wire import parse_json
 from model.embedding import OUTPUTS, Embedding, Output
 
 SLICE_DOCUMENTS = 256
 SLICE_BATCHES = 2
 """Batches of tokens whose vectors are held until they are stored together."""
-
-Entry = Any
-"""A parsed document, or the Problem that kept it from being parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,15 @@ class _Pending:
     text: str
     metadata: dict[str, Any]
     supplied: Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A document that cannot be stored."""
+
+    index: int
+    id: str | None
+    problem: Problem
 
 
 @dataclass(slots=True)
@@ -77,58 +89,160 @@ class Report:
 
 def document_text(title: str | None, text: str) -> str:
     """The text that is embedded and stored: a title that says something goes before, as `title. text`."""
-    return f"{title}. {text}" if title else text
+    if title is None or not title.strip():
+        return text
+    return f"{title}. {text}" if text.strip() else title
 
 
 async def ingest(
-    service: Service, record: Record, collection: Collection, entries: AsyncIterator[Entry]
+    service: Service, record: Record, collection: Collection, upload: Upload, deadline: Deadline
 ) -> Report:
-    """Store what can be stored; the report has a line for every entry, in their order."""
-    report = Report()
-    slice_: list[tuple[int, Entry]] = []
-    index = 0
-    async for entry in entries:
-        slice_.append((index, entry))
-        index += 1
-        if len(slice_) == SLICE_DOCUMENTS:
-            await _ingest_slice(service, record, collection, slice_, report)
-            slice_ = []
-    if slice_:
-        await _ingest_slice(service, record, collection, slice_, report)
-    report.results.sort(key=lambda result: result["index"])
-    return report
+    """Store what can be stored; the report has a line for every entry, in their order.
 
-
-async def _ingest_slice(
-    service: Service,
-    record: Record,
-    collection: Collection,
-    entries: Sequence[tuple[int, Entry]],
-    report: Report,
-) -> None:
-    card = service.model.card
-    pending = [one for index, entry in entries if (one := _checked(index, entry, card, collection, report))]
-    tokenized = await service.tokenize([one.text for one in pending], service.length_limit("passage", None))
-    budget = SLICE_BATCHES * service.settings.max_batch_tokens
-    for part in _parts(list(zip(pending, tokenized, strict=True)), budget):
-        try:
-            await _embed_and_store(service, record, collection, part, report)
-        except (ServiceFault, IndexFault) as error:
-            # The queue, the disk or a shutdown stopped this part; what is stored already stays so.
-            for document, _ in part:
-                report.failed(document.index, document.id, describe(error))
-
-
-def _checked(
-    index: int, entry: Entry, card: ModelCard, collection: Collection, report: Report
-) -> _Pending | None:
-    """A document whose fields, vectors, id and metadata are sound; else None and a line in the report."""
-    if isinstance(entry, Problem):
-        report.failed(index, None, entry)
-        return None
-    doc_id = entry.get("id") if isinstance(entry, dict) else None
+    Of a streamed body the deadline is renewed with all that is stored, however long it takes in the end.
+    Where it passes, the documents that were not stored have the error `deadline_exceeded`; of a stream, its
+    first line that was not read stands for all those after it.
+    """
+    deadline.take_over()
+    run = _Run(service, record, collection)
     try:
-        body = DocumentBody.model_validate(entry)
+        async with asyncio.timeout(max(0.0, deadline.at - time.monotonic())) as clock:
+            if upload.streamed:
+                loop = asyncio.get_running_loop()
+                run.progress = lambda: clock.reschedule(loop.time() + deadline.seconds)
+            await run.take(upload, patience_s=deadline.seconds / 2)
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        await run.give_up(upload, deadline)
+    run.report.results.sort(key=lambda result: result["index"])
+    return run.report
+
+
+class _Run:
+    """One upload on its way into a collection."""
+
+    def __init__(self, service: Service, record: Record, collection: Collection) -> None:
+        self.report = Report()
+        self.progress: Callable[[], None] = lambda: None
+        """Called whenever something was stored."""
+        self._service = service
+        self._record = record
+        self._collection = collection
+        self._slice: list[tuple[int, Entry]] = []
+        self._ids: dict[int, str] = {}
+        """Of the documents in the slice that wait to be stored."""
+        self._count = 0
+        self._all_read = False
+
+    async def take(self, upload: Upload, *, patience_s: float) -> None:
+        """Read and store to the end; lines that trickle in are stored once the first has waited so long."""
+        size, began = 0, 0.0
+        async for entry in upload.entries:
+            began = began if self._slice else time.monotonic()
+            self._slice.append((self._count, entry))
+            self._count += 1
+            size += len(entry) if isinstance(entry, bytes) else 0
+            full = len(self._slice) == SLICE_DOCUMENTS or size >= self._service.settings.max_body_bytes
+            if full or time.monotonic() - began > patience_s:
+                await self._store_slice()
+                size = 0
+        self._all_read = True
+        await self._store_slice()
+
+    async def give_up(self, upload: Upload, deadline: Deadline) -> None:
+        """Report what was not stored in time."""
+        settled = {result["index"] for result in self.report.results}
+        late = describe(DeadlineExceeded(f"not stored within {deadline.seconds:g} seconds"))
+        for place, _ in self._slice:
+            if place not in settled:
+                self.report.failed(place, self._ids.get(place), late)
+        if not upload.streamed:
+            async for _ in upload.entries:
+                self.report.failed(self._count, None, late)
+                self._count += 1
+        elif not self._all_read:
+            unread = (
+                f"nothing was stored for {deadline.seconds:g} seconds; the lines from here on were not read"
+            )
+            self.report.failed(self._count, None, describe(DeadlineExceeded(unread)))
+
+    async def _store_slice(self) -> None:
+        service, card = self._service, self._service.model.card
+        check = partial(_check_all, self._slice, card, self._collection)
+        checked = await service.in_index(check) if self._slice else []
+        pending: list[_Pending] = []
+        for one in checked:
+            if isinstance(one, _Refused):
+                self.report.failed(one.index, one.id, one.problem)
+            else:
+                pending.append(one)
+        self._ids = {one.index: one.id for one in pending}
+        tokenized = await service.tokenize(
+            [one.text for one in pending], service.length_limit("passage", None)
+        )
+        budget = SLICE_BATCHES * service.settings.max_batch_tokens
+        for part in _parts(list(zip(pending, tokenized, strict=True)), budget):
+            try:
+                await self._embed_and_store(part)
+            except (ServiceFault, IndexFault) as error:
+                # The queue, the disk or a shutdown stopped this part; what is stored already stays so.
+                for document, _ in part:
+                    self.report.failed(document.index, document.id, describe(error))
+        self._slice = []
+
+    async def _embed_and_store(self, part: Sequence[tuple[_Pending, Tokenized]]) -> None:
+        wanted = frozenset(self._service.model.card.outputs)
+        embeddings: dict[int, Embedding] = {}
+        groups: dict[frozenset[Output], list[tuple[_Pending, Tokenized]]] = {}
+        for document, tokens in part:
+            groups.setdefault(wanted - document.supplied.outputs, []).append((document, tokens))
+        for missing, members in groups.items():
+            computed: Sequence[Embedding | ServiceFault] = [
+                Embedding(tokens=len(tokens.ids)) for _, tokens in members
+            ]
+            if missing:
+                texts = [tokens for _, tokens in members]
+                computed = await self._service.embed_each(self._record, texts, missing)
+            for (document, tokens), one in zip(members, computed, strict=True):
+                if isinstance(one, Embedding):
+                    embeddings[document.index] = marked(_united(document.supplied, one), tokens)
+                else:
+                    self.report.failed(document.index, document.id, describe(one))
+        pairs = [
+            (document, embeddings[document.index]) for document, _ in part if document.index in embeddings
+        ]
+        await self._service.write(partial(self._store, pairs))
+        self.progress()
+
+    def _store(self, pairs: Sequence[tuple[_Pending, Embedding]]) -> None:
+        """Blocks. Reports in the same breath: a deadline that passes meanwhile must find it in the report."""
+        documents = [Document(one.id, one.text, embedding, one.metadata) for one, embedding in pairs]
+        refused = _upsert_sound(self._collection, documents)
+        for place, (document, embedding) in enumerate(pairs):
+            if (error := refused.get(place)) is not None:
+                self.report.failed(document.index, document.id, describe(error))
+            else:
+                self.report.stored(document, embedding)
+
+
+def _check_all(
+    entries: Sequence[tuple[int, Entry]], card: ModelCard, collection: Collection
+) -> list[_Pending | _Refused]:
+    """Blocks: parses, validates, and looks at each number of the vectors that clients supply."""
+    return [_checked(index, entry, card, collection) for index, entry in entries]
+
+
+def _checked(index: int, entry: Entry, card: ModelCard, collection: Collection) -> _Pending | _Refused:
+    """A document whose fields, vectors, id and metadata are sound, or why it is not."""
+    if isinstance(entry, Problem):
+        return _Refused(index, None, entry)
+    doc_id: str | None = None
+    try:
+        fields = parse_json(entry) if isinstance(entry, bytes) else entry
+        given = fields.get("id") if isinstance(fields, dict) else None
+        doc_id = given if isinstance(given, str) else None
+        body = DocumentBody.model_validate(fields)
         doc_id = body.id if body.id is not None else uuid.uuid4().hex
         supplied = Embedding(tokens=0)
         if body.embedding is not None:
@@ -140,12 +254,10 @@ def _checked(
         text = document_text(body.title, body.text)
         collection.check(Document(doc_id, text, stand_in, body.metadata))
     except ValidationError as error:
-        shown = doc_id if isinstance(doc_id, str) else None
-        report.failed(index, shown, validation_problem(error.errors(include_url=False, include_input=False)))
-        return None
+        problem = validation_problem(error.errors(include_url=False, include_input=False))
+        return _Refused(index, doc_id, problem)
     except (ServiceFault, DocumentInvalid) as error:
-        report.failed(index, doc_id, describe(error))
-        return None
+        return _Refused(index, doc_id, describe(error))
     return _Pending(index, doc_id, text, body.metadata, supplied)
 
 
@@ -164,49 +276,10 @@ def _parts(
     return parts
 
 
-async def _embed_and_store(
-    service: Service,
-    record: Record,
-    collection: Collection,
-    part: Sequence[tuple[_Pending, Tokenized]],
-    report: Report,
-) -> None:
-    wanted = frozenset(service.model.card.outputs)
-    embeddings: dict[int, Embedding] = {}
-    groups: dict[frozenset[Output], list[tuple[_Pending, Tokenized]]] = {}
-    for document, tokens in part:
-        groups.setdefault(wanted - document.supplied.outputs, []).append((document, tokens))
-    for missing, members in groups.items():
-        computed: Sequence[Embedding | ServiceFault] = [
-            Embedding(tokens=len(tokens.ids)) for _, tokens in members
-        ]
-        if missing:
-            computed = await service.embed_each(record, [tokens for _, tokens in members], missing)
-        for (document, tokens), one in zip(members, computed, strict=True):
-            if isinstance(one, Embedding):
-                embeddings[document.index] = marked(_united(document.supplied, one), tokens)
-            else:
-                report.failed(document.index, document.id, describe(one))
-    pairs = [(document, embeddings[document.index]) for document, _ in part if document.index in embeddings]
-    await _store(service, collection, pairs, report)
-
-
 def _united(supplied: Embedding, computed: Embedding) -> Embedding:
     """The client's outputs, completed by the computed ones."""
     given = {name: getattr(supplied, name) for name in OUTPUTS if getattr(supplied, name) is not None}
     return replace(computed, **given)
-
-
-async def _store(
-    service: Service, collection: Collection, pairs: Sequence[tuple[_Pending, Embedding]], report: Report
-) -> None:
-    documents = [Document(one.id, one.text, embedding, one.metadata) for one, embedding in pairs]
-    refused = await service.in_index(partial(_upsert_sound, collection, documents))
-    for place, (document, embedding) in enumerate(pairs):
-        if (error := refused.get(place)) is not None:
-            report.failed(document.index, document.id, describe(error))
-        else:
-            report.stored(document, embedding)
 
 
 def _upsert_sound(collection: Collection, documents: Sequence[Document]) -> dict[int, DocumentInvalid]:

@@ -1,28 +1,34 @@
 """From a checkpoint's name to a model that serves: the one place where weights, engine and service meet.
 
-It imports TensorFlow, so nothing imports it at module level but the composition root and tests.
+TensorFlow is imported where a TensorFlow engine is made and nowhere else: int8 serves without it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
 from tqdm import tqdm
 
+from app.converting import BLOCKS, converted_checkpoint, read_weights
 from app.ports import ModelCard
 from app.settings import Settings
+from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
 from model.embedding import Embedding, IntArray, Output
-from model.engine import MAX_SCORES, Precision, TensorFlowEngine
-from model.heads import Pooling
+from model.engine import Engine, Pooling, Precision
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
 from weights.checkpoint import CheckpointError
 from weights.fetch import ResolvedCheckpoint, resolve_checkpoint
 from weights.loader import LoadedCheckpoint, load, read_layout
+
+if TYPE_CHECKING:
+    from model.litert import LiteRTEngine
+    from model.tensorflow_engine import TensorFlowEngine
 
 BUNDLED = "mini"
 
@@ -74,13 +80,24 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
     Raises CheckpointError where the files are at fault, DeviceError where the device is.
     """
     checkpoint = resolve(settings, progress=progress)
-    _configure_tensorflow(settings.threads)
-    engine, tokenizer, loaded = load_checkpoint(
-        checkpoint.folder,
-        dense_only=settings.dense_only,
-        precision=PRECISIONS[settings.engine],
-        progress=progress,
-    )
+    engine: Engine
+    if settings.engine == "int8":
+        engine, tokenizer, fingerprint = load_int8(
+            checkpoint.folder,
+            settings.converted_dir,
+            dense_only=settings.dense_only,
+            threads=settings.threads,
+            progress=progress,
+        )
+    else:
+        _configure_tensorflow(settings.threads)
+        engine, tokenizer, loaded = load_checkpoint(
+            checkpoint.folder,
+            dense_only=settings.dense_only,
+            precision=PRECISIONS[settings.engine],
+            progress=progress,
+        )
+        fingerprint = loaded.fingerprint
     config = engine.config
     options = EncodingOptions(
         query_max_length=settings.query_max_length,
@@ -91,12 +108,12 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
     card = ModelCard(
         name=checkpoint.name,
         revision=checkpoint.revision,
-        fingerprint=loaded.fingerprint,
-        engine="tensorflow",
+        fingerprint=fingerprint,
+        engine="litert" if settings.engine == "int8" else "tensorflow",
         precision=engine.precision,
         outputs=engine.outputs,
         hidden_size=config.hidden_size,
-        colbert_dim=loaded.layout.colbert_dim or 0,
+        colbert_dim=engine.colbert_dim or 0,
         vocab_size=config.vocab_size,
         max_length=config.max_length,
     )
@@ -106,17 +123,31 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
 
 def load_checkpoint(
     folder: Path, *, dense_only: bool = False, precision: Precision = "float32", progress: bool = False
-) -> tuple[TensorFlowEngine, Tokenizer, LoadedCheckpoint]:
-    """Engine and tokenizer of a checkpoint's folder, with a progress bar while the weights load."""
-    config = read_layout(folder, dense_only=dense_only).config
-    try:
-        tokenizer = Tokenizer(folder / "tokenizer.json", config)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from error
+) -> tuple[Engine, Tokenizer, LoadedCheckpoint]:
+    """TensorFlow engine and tokenizer of a checkpoint's folder; a progress bar while the weights load."""
+    tokenizer = _tokenizer(folder, read_layout(folder, dense_only=dense_only).config)
     engine, loaded = load_engine(
         folder, tokenizer.unused_ids, dense_only=dense_only, precision=precision, progress=progress
     )
     return engine, tokenizer, loaded
+
+
+def load_int8(
+    folder: Path, cache: Path, *, dense_only: bool = False, threads: int = 0, progress: bool = False
+) -> tuple[LiteRTEngine, Tokenizer, str]:
+    """int8 engine, tokenizer and fingerprint of a checkpoint's folder, converted into `cache` if need be."""
+    from model.litert import LiteRTEngine
+
+    converted = converted_checkpoint(folder, cache, dense_only=dense_only, progress=progress)
+    tokenizer = _tokenizer(folder, converted.config)
+    engine = LiteRTEngine(
+        converted.config,
+        converted.folder / BLOCKS,
+        read_weights(converted),
+        unused_ids=tokenizer.unused_ids,
+        threads=threads or cores(),
+    )
+    return engine, tokenizer, converted.fingerprint
 
 
 def load_engine(
@@ -126,10 +157,12 @@ def load_engine(
     dense_only: bool = False,
     precision: Precision = "float32",
     pooling: Pooling = "cls",
-    max_scores: int = MAX_SCORES,
+    max_scores: int | None = None,
     progress: bool = False,
 ) -> tuple[TensorFlowEngine, LoadedCheckpoint]:
     """Build the encoder that a checkpoint describes and fill it, a few megabytes at a time."""
+    from model.tensorflow_engine import MAX_SCORES, TensorFlowEngine
+
     layout = read_layout(folder, dense_only=dense_only)
     engine = TensorFlowEngine(
         layout.config,
@@ -137,7 +170,7 @@ def load_engine(
         unused_ids=unused_ids,
         precision=precision,
         pooling=pooling,
-        max_scores=max_scores,
+        max_scores=max_scores or MAX_SCORES,
     )
     # disable=None hides the bar where nobody watches: it is shown on a terminal only.
     with tqdm(
@@ -155,10 +188,29 @@ def load_engine(
         return engine, load(folder, engine.slots, dense_only=dense_only, progress=show)
 
 
+def cores() -> int:
+    """Cores that this process may use: its affinity, and a container's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return allowed
+
+
+def _tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    try:
+        return Tokenizer(folder / "tokenizer.json", config)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def _configure_tensorflow(threads: int) -> None:
     """Threads of one operation, and GPU memory taken as it is needed. Only before TensorFlow's first use."""
+    import tensorflow as tf
+
     # A second model in the same process (tests) finds TensorFlow initialised: its threads stay.
     with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_intra_op_parallelism_threads(threads or cores())
         for device in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(device, True)

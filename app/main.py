@@ -19,10 +19,10 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
-from app.guard import Guard
+from app.guard import Guard, Heads
 from app.index.collection import Database
 from app.ports import TextModel
-from app.routes import collections, native, ops, search
+from app.routes import collections, docs, native, ops, search
 from app.schemas.documents import UpsertObject
 from app.service import Service
 from app.settings import Settings, unknown_variables
@@ -53,15 +53,18 @@ def create_app(
         version=ops.installed("trivec"),
         description=DESCRIPTION,
         lifespan=_lifespan(settings, model, database, on_load_failure),
+        docs_url=None,
         redoc_url=None,
     )
     app.include_router(ops.health)
+    app.include_router(docs.router)
     guarded = [Security(HTTPBearer(auto_error=False, description="Needed where the server has API keys."))]
     # `writing` before `reading`: POST .../documents/delete must not be taken for anything else.
     for router in (native.router, search.router, collections.writing, collections.reading, ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Heads)
     app.add_middleware(Telemetry)  # the last one added is the outermost
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app

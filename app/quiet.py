@@ -10,6 +10,12 @@ import os
 import sys
 
 
+def import_engine(engine: str) -> None:
+    """Import what the engine of the settings needs: TensorFlow, unless it is int8."""
+    if engine != "int8":
+        import_tensorflow()
+
+
 def import_tensorflow() -> None:
     """Import TensorFlow; an ImportError comes through as it is."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it does wrong, it raises

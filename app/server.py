@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from app.index.collection import Database
 from app.main import create_app
-from app.quiet import import_tensorflow
+from app.quiet import import_engine
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import configure_logging
@@ -34,7 +34,7 @@ def serve(settings: Settings) -> int:
 
     # Opened here, so that a folder in use or a full disk is one line and not a start-up traceback.
     database = Database(settings.data_dir)
-    import_tensorflow()
+    import_engine(settings.engine)
     app = create_app(settings, database=database, on_load_failure=give_up)
     config = uvicorn.Config(
         app,

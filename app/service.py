@@ -7,10 +7,11 @@ the batcher, the embeddings come back in order. It knows no wire format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 from typing import Literal, TypeVar
 
 import anyio
@@ -32,6 +33,7 @@ from app.lanes import Batched, Lane
 from app.ports import TextModel, Tokenized
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
+from app.whole import whole
 from model.embedding import OUTPUTS, Embedding, Output
 
 Kind = Literal["query", "passage"]
@@ -44,6 +46,8 @@ DEFAULT_COLLECTION = "default"
 """Searched where no collection is named, and made when it is first written to."""
 
 INDEX_THREADS = 8
+WIRE_THREADS = 2
+"""Large bodies parsed or written at the same time: pure Python, so more would only hold more memory."""
 PROBE_TEXT = "ready?"
 _log = logging.getLogger("trivec.service")
 
@@ -74,6 +78,7 @@ class Service:
         self._load_failed = False
         self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
+        self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
 
     async def load(self, model: TextModel) -> None:
         """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
@@ -165,8 +170,33 @@ class Service:
         return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
 
     async def in_index(self, work: Callable[[], T]) -> T:
-        """Run index work in a worker thread; a write that has begun is always awaited."""
-        return await anyio.to_thread.run_sync(work, limiter=self._indexing)
+        """Read from the index in a worker thread; nobody waits for a thread whose client has gone."""
+        return await anyio.to_thread.run_sync(work, limiter=self._indexing, abandon_on_cancel=True)
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """Change the index in a worker thread; once begun it is awaited, whatever becomes of its caller."""
+        return await whole(work, self._indexing)
+
+    async def on_the_wire(self, work: Callable[[], T]) -> T:
+        """Run what turns large bodies into values, or many values into a body, in a worker thread."""
+        return await anyio.to_thread.run_sync(work, limiter=self._on_the_wire, abandon_on_cancel=True)
+
+    async def pieces(self, make: Callable[[], Iterable[bytes]]) -> list[bytes]:
+        """Have a body made piece by piece in a worker thread, which stops where nobody waits any more."""
+        stop = Event()
+
+        def collect() -> list[bytes]:
+            found: list[bytes] = []
+            for piece in make():
+                if stop.is_set():
+                    break
+                found.append(piece)
+            return found
+
+        try:
+            return await self.on_the_wire(collect)
+        finally:
+            stop.set()
 
     async def embed(
         self, record: Record, texts: Sequence[str], outputs: AbstractSet[Output], max_length: int

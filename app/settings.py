@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
     engine: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         default="auto",
-        description="Arithmetic of the forward pass; `auto` is float32, float16 needs a GPU.",
+        description="Arithmetic of the forward pass: int8 is for CPUs, float16 for GPUs; `auto` is float32.",
     )
     dense_only: bool = Field(
         default=False,
@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(
         default=None, description="Folder for downloaded checkpoints; unset means the hub library's own."
+    )
+    converted_dir: Path = Field(
+        default=Path("~/.cache/trivec"),
+        description="Folder for checkpoints converted to int8, made once each.",
     )
     host: str = Field(
         default="127.0.0.1",
@@ -89,6 +93,12 @@ class Settings(BaseSettings):
         default=32 * 1024 * 1024,
         ge=1024,
         description="Bytes of a request body, or of one line of an NDJSON body; more is answered 413.",
+    )
+    max_json_numbers: int = Field(
+        default=12_000_000,
+        ge=1,
+        description="Numbers in one JSON answer of `/embed`, so that it stays below 200 MB (16 bytes each at "
+        "most); base64 and safetensors are not bound by it.",
     )
     max_texts: int = Field(
         default=2048,
@@ -154,14 +164,7 @@ class Settings(BaseSettings):
             raise ValueError("a key must be printable ASCII without spaces, for it travels in a header")
         return value
 
-    @field_validator("engine")
-    @classmethod
-    def _built_engine(cls, value: str) -> str:
-        if value == "int8":
-            raise ValueError("the int8 engine is not built yet; use auto or float32")
-        return value
-
-    @field_validator("data_dir", "cache_dir", "api_keys_file")
+    @field_validator("data_dir", "cache_dir", "converted_dir", "api_keys_file")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None

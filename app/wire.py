@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from app.errors import InvalidRequest, MalformedJson
+from app.errors import InferenceFailed, InvalidRequest, MalformedJson
 from model.embedding import Embedding, FloatArray, LexicalWeights
 
 Encoding = Literal["float", "base64"]
@@ -26,9 +26,12 @@ Dtype = Literal["float32", "float16", "int8", "binary"]
 SAFETENSORS = "application/vnd.safetensors"
 MAX_JSON_DEPTH = 100
 """Levels of lists and objects in a body: far beyond use, far below Python's recursion limit."""
+LARGE_BODY_BYTES = 256 * 1024
+"""A body of more is parsed and checked in a worker thread: it would hold up everyone else."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _INT8_MAX = 127
 
 
@@ -37,8 +40,13 @@ def parse_json(body: bytes) -> Any:
 
     Raises MalformedJson, or InvalidRequest naming the field that holds half a pair.
     """
+    # The parser is one call that holds the interpreter. A Python function for each number lets other
+    # threads in between; for a small body that would only be slower.
+    numbers: dict[str, Any] = (
+        {"parse_float": _float, "parse_int": _int} if len(body) > LARGE_BODY_BYTES else {}
+    )
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, **numbers)
     except UnicodeDecodeError:
         raise MalformedJson("the body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -54,6 +62,14 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
+def _float(text: str) -> float:
+    return float(text)
+
+
+def _int(text: str) -> int:
+    return int(text)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
@@ -62,8 +78,9 @@ def _check_depth(body: bytes) -> None:
     """Measure the nesting of well-formed JSON from its brackets, strings left out; no recursion."""
     if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
         return
-    marks = np.frombuffer(_STRING.sub(b"", body), np.uint8)
-    steps = np.isin(marks, (ord("["), ord("{"))).astype(np.int32) - np.isin(marks, (ord("]"), ord("}")))
+    # Only the brackets are kept: of megabytes of numbers there would be hundreds of megabytes of steps.
+    marks = np.frombuffer(_STRING.sub(b"", body).translate(None, _NO_BRACKETS), np.uint8)
+    steps = np.where((marks == ord("[")) | (marks == ord("{")), np.int32(1), np.int32(-1))
     if int(np.cumsum(steps).max()) > MAX_JSON_DEPTH:
         raise MalformedJson(f"the body nests deeper than {MAX_JSON_DEPTH} levels")
 
@@ -95,8 +112,10 @@ def quantised(rows: FloatArray, dtype: Dtype) -> tuple[NDArray[Any], list[float]
     """Rows in the wire's number format, and for int8 each row's scale: value = stored * scale.
 
     Shape: [R, W] -> [R, W], or [R, ceil(W / 8)] uint8 for `binary`: one bit a number, set where it is
-    greater than 0, the first number in the highest bit.
+    greater than 0, the first number in the highest bit. Raises InferenceFailed for NaN or Infinity.
     """
+    if not np.isfinite(rows).all():
+        raise InferenceFailed("the model gave a number that is not finite")
     if dtype == "float32":
         return rows.astype("<f4"), None
     if dtype == "float16":
@@ -105,14 +124,22 @@ def quantised(rows: FloatArray, dtype: Dtype) -> tuple[NDArray[Any], list[float]
     if dtype == "binary":
         return np.packbits(rows > 0, axis=1), None
     largest = np.abs(rows).max(axis=1, keepdims=True) if rows.size else np.zeros((len(rows), 1), np.float32)
-    scale = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
+    steps = (largest / _INT8_MAX).astype(np.float32)
+    scale = np.where(steps > 0, steps, np.float32(1))  # of a row below float32's reach nothing is left but 0
     stored = np.clip(np.rint(rows / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
     return stored, [float(one) for one in scale[:, 0]]
 
 
 def written(rows: NDArray[Any], encoding: Encoding) -> Any:
-    """Rows as nested lists of numbers, or as base64 of their bytes."""
-    return base64.b64encode(rows.tobytes()).decode("ascii") if encoding == "base64" else rows.tolist()
+    """Rows as they are, for `app.answers` to write as numbers, or as base64 of their bytes."""
+    return base64.b64encode(rows.tobytes()).decode("ascii") if encoding == "base64" else rows
+
+
+def row_numbers(width: int, encoding: Encoding, dtype: Dtype) -> int:
+    """How many JSON numbers a row of this width becomes; its int8 scale counts as one."""
+    if encoding == "base64":
+        return 1 if dtype == "int8" else 0
+    return {"binary": -(-width // 8), "int8": width + 1}.get(dtype, width)
 
 
 def embedding_json(
@@ -121,7 +148,7 @@ def embedding_json(
     dtype: Dtype,
     token_strings: Callable[[Sequence[int]], list[str]] | None,
 ) -> dict[str, Any]:
-    """The fields `dense`, `sparse`, `colbert` and `scale` of one text, those that it has."""
+    """The fields `dense`, `sparse`, `colbert` and `scale` of one text; vectors of numbers as arrays."""
     fields: dict[str, Any] = {}
     scale: dict[str, Any] = {}
     if embedding.dense is not None:
@@ -147,10 +174,9 @@ def sparse_json(
     weights: LexicalWeights, token_strings: Callable[[Sequence[int]], list[str]] | None
 ) -> dict[str, Any]:
     """Lexical weights by token id, with the vocabulary's entries where `token_strings` finds them."""
-    indices: list[int] = weights.indices.tolist()
-    fields: dict[str, Any] = {"indices": indices, "values": weights.values.tolist()}
+    fields: dict[str, Any] = {"indices": weights.indices, "values": weights.values}
     if token_strings is not None:
-        fields["tokens"] = token_strings(indices)
+        fields["tokens"] = token_strings(weights.indices.tolist())
     return fields
 
 

@@ -1,24 +1,17 @@
-"""M3's three heads: last hidden states to dense vector, lexical weights and multi-vectors.
+"""M3's heads on TensorFlow: last hidden states to dense vector, token weights and multi-vectors.
 
 Legend: B texts, S packed tokens, T tokens of one text, D hidden, C ColBERT dimension, V vocabulary.
-Source: arXiv 2402.03216, section 3.2, as FlagEmbedding's `modeling.py` computes it. No log1p on the
-lexical weights, no [Q]/[D] markers, no punctuation filter: M3 has none of these.
+Source: arXiv 2402.03216, section 3.2, as FlagEmbedding's `modeling.py` computes it. What becomes of
+the arrays, text by text, is in `outputs.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Literal
-
 import keras
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
-from model.embedding import Embedding, FloatArray, IntArray, LexicalWeights
 from model.encoder import Linear, Tensor, linear_variables
-
-Pooling = Literal["cls", "mean"]
+from model.engine import Pooling
 
 
 class Heads(keras.layers.Layer):  # type: ignore[misc]
@@ -59,46 +52,3 @@ def unit_rows(rows: Tensor) -> Tensor:
     """Rows scaled to length 1 in float32, a zero row left as it is (torch's normalize, eps 1e-12)."""
     wide = tf.cast(rows, tf.float32)
     return wide / tf.maximum(tf.norm(wide, axis=-1, keepdims=True), 1e-12)
-
-
-def lexical_weights(ids: IntArray, weights: FloatArray, unused: Collection[int]) -> LexicalWeights:
-    """Per token id the MAX weight over its occurrences; unused ids and zero weights are dropped.
-
-    Shapes: `ids`, `weights` [T]. `unused` are the ids of `<s>`, `</s>`, `<pad>`, `<unk>`;
-    `<mask>` is not among them, as in the reference.
-    """
-    kept = (weights > 0) & ~np.isin(ids, list(unused))
-    order = np.argsort(ids[kept], kind="stable")
-    sorted_ids, sorted_weights = ids[kept][order], weights[kept][order]
-    if not sorted_ids.size:
-        return LexicalWeights(np.empty(0, np.int32), np.empty(0, np.float32))
-    first = np.flatnonzero(np.diff(sorted_ids, prepend=-1))
-    return LexicalWeights(
-        sorted_ids[first].astype(np.int32, copy=False),
-        np.maximum.reduceat(sorted_weights, first).astype(np.float32, copy=False),
-    )
-
-
-def split_embeddings(
-    batch: Sequence[IntArray],
-    starts: IntArray,
-    *,
-    dense: NDArray[np.float32] | None,
-    token_weights: NDArray[np.float32] | None,
-    vectors: NDArray[np.float32] | None,
-    unused: Collection[int],
-) -> list[Embedding]:
-    """Cut the arrays of a packed forward pass into one `Embedding` a text.
-
-    Shapes: `dense` [B, D]; `token_weights` [S]; `vectors` [S, C]. The ColBERT rows drop `<s>` and
-    keep `</s>`: T - 1 rows. Rows are copied, so that one kept embedding does not hold its batch.
-    """
-    return [
-        Embedding(
-            tokens=len(ids),
-            dense=None if dense is None else dense[number].copy(),
-            sparse=None if token_weights is None else lexical_weights(ids, token_weights[begin:end], unused),
-            colbert=None if vectors is None else vectors[begin + 1 : end].copy(),
-        )
-        for number, (ids, begin, end) in enumerate(zip(batch, starts[:-1], starts[1:], strict=True))
-    ]

@@ -17,7 +17,6 @@ import tokenizers
 from model.config import EncoderConfig
 from model.embedding import IntArray
 
-
 # Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
 _SLICE_CHARACTERS = 1_000_000
 

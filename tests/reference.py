@@ -17,7 +17,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from app import loading
 from model.embedding import FloatArray, IntArray
-from model.engine import TensorFlowEngine
+from model.tensorflow_engine import TensorFlowEngine
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_checkpoint(
     colbert = torch.nn.Linear(width, colbert_dim or width)
     sparse = torch.nn.Linear(width, 1)
     with torch.no_grad():
-        sparse.weight.normal_(0, 0.2)
+        sparse.weight.normal_(0, width**-0.5)  # weights of about 1, as trained heads give
         sparse.bias.fill_(0.05)
     torch.save({k: v.to(head_dtype) for k, v in colbert.state_dict().items()}, folder / "colbert_linear.pt")
     # The loader wants the file for the fingerprint; these tests make token ids themselves.

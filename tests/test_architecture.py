@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for room in ("app", "model", "weights") for path in (ROOT / room).rglob("*.py"))
-HEAVY = {"tensorflow", "keras", "torch", "model.encoder", "model.engine", "model.heads", "app.loading"}
+HEAVY = {"tensorflow", "keras", "torch", "model.encoder", "model.heads", "model.tensorflow_engine"}
 REACHES_TENSORFLOW = {"app.loading", "app.quiet"}
 
 

@@ -116,7 +116,9 @@ def test_missing_files_and_unwritable_places(tmp_path: Path) -> None:
     )
     assert "cannot write" in trivec("embed", source, "-o", tmp_path / "no" / "o", status=1).stderr
     assert "setting port" in trivec("serve", "--port", "70000", status=2).stderr
-    assert "int8" in trivec("embed", source, "-o", tmp_path / "o", "--engine", "int8", status=2).stderr
+    assert (
+        "setting engine" in trivec("embed", source, "-o", tmp_path / "o", "--engine", "int4", status=2).stderr
+    )
 
 
 DOCUMENTS = [
@@ -176,6 +178,11 @@ def test_selftest_passes_on_the_bundled_checkpoint() -> None:
     found = json.loads(trivec("selftest", "--json").stdout)
     assert found["passed"] and set(found["heads"]) == {"dense", "sparse", "colbert"}
     assert all(0 < head["largest_difference"] < 1e-5 for head in found["heads"].values())
+
+
+def test_selftest_of_the_int8_engine(tmp_path: Path) -> None:
+    found = json.loads(trivec("selftest", "--json", "--engine", "int8", "--converted-dir", tmp_path).stdout)
+    assert found["passed"] and all(head["largest_difference"] > 1e-5 for head in found["heads"].values())
 
 
 def test_selftest_fails_on_weights_that_were_touched(mini: Path, tmp_path: Path) -> None:

@@ -220,3 +220,97 @@ def test_an_upsert_needs_documents(client: TestClient, body: Any) -> None:
 def test_only_the_default_collection_is_made_on_demand(client: TestClient) -> None:
     answer = client.post("/collections/other/documents", json=[{"text": "a"}])
     problem(answer, 404, "collection_not_found")
+
+
+EVIL_IDS = [
+    "victim\n", "\nvictim", "vic\ntim", "victim\r\n", "victim\n\n", "victim\u2028", "victim/",
+    "/victim", "victim//", "victim%", "victim?", "victim#x", "victim/..", "victim/.", " victim",
+    "VICTIM", "victim\x00",
+    "victim/../victim", "é" * 256, "victim;x", "victim\t",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("doc_id", EVIL_IDS, ids=ascii)
+def test_an_id_addresses_that_document_and_no_other(client: TestClient, doc_id: str) -> None:
+    client.post(DOCUMENTS, json=[{"id": "victim", "text": "cat"}])
+    path = f"{DOCUMENTS}/{quote(doc_id, safe='').replace('.', '%2E')}"
+    problem(client.delete(path), 404, "document_not_found", "id")
+    problem(client.get(path), 404, "document_not_found", "id")
+    client.post(DOCUMENTS, json=[{"id": doc_id, "text": "dog"}])
+    assert client.get(path).json()["id"] == doc_id
+    assert client.delete(path).json() == {"deleted": 1}
+    assert client.get(f"{DOCUMENTS}/victim").json()["text"] == "cat"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n", " "])
+def test_a_name_with_an_ending_is_no_other_collection(client: TestClient, ending: str) -> None:
+    client.post(DOCUMENTS, json=[{"id": "1", "text": "cat"}])
+    name = quote(f"default{ending}", safe="")
+    for method, path in (("GET", name), ("DELETE", name), ("PUT", name), ("GET", f"{name}/documents/1")):
+        answer = client.request(method, f"/collections/{path}")
+        assert answer.status_code in (404, 405, 422), (method, path, answer.text)
+    assert client.post(f"/collections/{name}/search", json={"query": "cat"}).status_code in (404, 422)
+    assert client.get("/collections/default").json()["count"] == 1
+
+
+def test_a_title_may_stand_alone(client: TestClient) -> None:
+    documents = [{"id": "1", "title": "Pets", "text": ""}, {"id": "2", "title": "Pets", "text": " \n"}]
+    assert client.post(DOCUMENTS, json=documents).json()["upserted"] == 2
+    for place in (1, 2):
+        assert client.get(f"{DOCUMENTS}/{place}").json()["text"] == "Pets"
+    for empty in ({"title": "", "text": ""}, {"title": None, "text": ""}, {"title": " ", "text": ""}):
+        answer = client.post(DOCUMENTS, json=[empty])
+        problem_of = answer.json()["results"][0]["error"]
+        assert (answer.status_code, problem_of["param"]) == (422, "text")
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/jsonl", "application/ndjson"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(client: TestClient, kind: str) -> None:
+    body = b"\xef\xbb\xbf" + b'{"id": "1", "text": "cat"}\n{"id": "2", "text": "\xef\xbb\xbfdog"}'
+    for chunks in ([body], [body[:1], body[1:2], body[2:]], [body[:30]]):
+        answer = client.post(DOCUMENTS, content=iter(chunks), headers={"Content-Type": kind})
+        assert answer.status_code == 200 and answer.json()["failed"] == 0, answer.text
+    assert client.get(f"{DOCUMENTS}/2").json()["text"] == "\ufeffdog"
+    lone = client.post(DOCUMENTS, content=b"\xef\xbb\xbf" * 2 + b'{"text": "a"}', headers=NDJSON)
+    assert lone.json()["error"]["code"] == "malformed_json"
+
+
+def test_weights_left_out_are_0(client: TestClient) -> None:
+    made = client.put("/collections/one", json={"fusion": {"dense": 1}})
+    assert made.json()["settings"]["fusion"] == {"dense": 1, "sparse": 0, "colbert": 0}
+    plain = client.put("/collections/two", json={"fusion": None}).json()["settings"]["fusion"]
+    assert plain == {"dense": 0.4, "sparse": 0.2, "colbert": 0.4}
+    problem(client.put("/collections/three", json={"fusion": {}}), 422, "invalid_request", "fusion")
+    too_much = client.put("/collections/three", json={"fusion": {"dense": 1e300}})
+    problem(too_much, 422, "invalid_request", "fusion.dense")
+    client.post("/collections/one/documents", json=[{"id": "1", "text": "the cat"}])
+    for weights in (None, {"dense": 1_000_000}):
+        (hit,) = client.post("/collections/one/search", json={"query": "cat", "weights": weights}).json()[
+            "hits"
+        ]
+        assert hit["score"] == pytest.approx(hit["scores"]["dense"])
+    (hit,) = client.post("/collections/one/search", json={"query": "cat", "weights": {"sparse": 2}}).json()[
+        "hits"
+    ]
+    assert hit["score"] == pytest.approx(hit["scores"]["sparse"])
+    for weights, param in (({}, "weights"), ({"sparse": 0}, "weights"), ({"sparse": 1e7}, "weights.sparse")):
+        for path in ("/search", "/rerank"):
+            body = {"query": "a", "weights": weights, **({"documents": ["a"]} if path == "/rerank" else {})}
+            problem(client.post(path, json=body), 422, "invalid_request", param)
+
+
+def test_a_refusal_does_not_repeat_long_names(client: TestClient) -> None:
+    long = "n" * 200_000
+    filters: list[Any] = [
+        {f"${long}": 1}, {long: {}}, {long: {long: 1}}, {long: {"$in": long}}, {long: [[1]]},
+        {"$and": {long: 1}}, {"a": {f"${long}": 1}}, {long: 10**30}, {"$and": [{long: {"$not": 1}}]},
+    ]  # fmt: skip
+    for source in filters:
+        answer = client.post("/search", json={"query": "a", "filter": source})
+        assert answer.status_code == 422 and len(answer.content) < 1000, (
+            len(answer.content),
+            answer.text[:99],
+        )
+    for metadata in ({long: 10**30}, {"a": {long: 10**30}}):
+        answer = client.post(DOCUMENTS, json=[{"text": "a", "metadata": metadata}])
+        assert answer.status_code == 422 and len(answer.content) < 1000

@@ -147,7 +147,7 @@ def test_one_log_line_a_request_and_no_text_in_it(
     written = [json.loads(JsonLines().format(one)) for one in lines]
     assert [(one["route"], one["status"]) for one in written] == [
         ("/embed", 200),
-        ("/collections/{name}/documents/{id:path}", 404),
+        ("/collections/{name}/documents/{id:rest}", 404),
         ("/embed", 422),
     ]
     first = written[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import Iterator
@@ -292,6 +293,16 @@ def test_a_method_that_a_route_lacks(client: TestClient) -> None:
 def test_a_body_of_another_type(client: TestClient) -> None:
     answer = client.post("/embed", content=b'{"texts": "a"}', headers={"Content-Type": "text/plain"})
     problem(answer, 422, "invalid_request", "Content-Type")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "identity, gzip"])
+@pytest.mark.parametrize("path", ["/embed", "/collections/default/documents"])
+def test_a_compressed_body(client: TestClient, path: str, encoding: str) -> None:
+    body = gzip.compress(b'{"texts": "a"}')
+    answer = client.post(path, content=body, headers={**JSON, "Content-Encoding": encoding})
+    problem(answer, 415, "unsupported_encoding", "Content-Encoding")
+    plain = client.post("/embed", json={"texts": "a"}, headers={"Content-Encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def test_a_fault_in_a_batch_is_its_own_callers_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from safetensors.numpy import load
 from starlette.testclient import TestClient
 
+from app.routes.docs import files_folder
 from app.schemas.native import EmbedResponse, RerankResponse, TokenizeResponse
 from app.schemas.ops import Info
 from model.embedding import OUTPUTS
@@ -226,3 +228,41 @@ print("served")
         timeout=60,
     )
     assert done.stdout.strip() == "served", done.stderr
+
+
+def test_every_field_of_the_contract_says_what_it_is(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    own = {
+        name: one for name, one in schemas.items() if name not in ("HTTPValidationError", "ValidationError")
+    }
+    silent = [
+        f"{name}.{field}"
+        for name, schema in own.items()
+        for field, one in schema.get("properties", {}).items()
+        if not one.get("description")
+    ]
+    assert silent == [] and len(own) > 30
+
+
+@pytest.mark.parametrize(
+    "path", ["/health/live", "/health/ready", "/info", "/collections", "/collections/none", "/docs", "/embed"]
+)
+def test_head_answers_like_get_without_a_body(client: TestClient, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    for name in ("Content-Type", "Content-Length", "Allow"):
+        assert head.headers.get(name) == got.headers.get(name)
+    assert head.headers["X-Request-ID"]
+
+
+def test_the_documentation_needs_no_network(client: TestClient) -> None:
+    if files_folder() is None:
+        pytest.skip("fastapi-offline is not installed")
+    page = client.get("/docs")
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(links) == 3
+    for link in links:
+        assert link.startswith("/docs/")
+        assert len(client.get(link).content) > 1000
+    for strange in ("x.js", "..%2Fcore.py", "core.py", "redoc.standalone.js"):
+        assert client.get(f"/docs/{strange}").status_code == 404

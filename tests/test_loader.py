@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from model.config import EncoderConfig
 from weights.checkpoint import CheckpointError
 from weights.fingerprint import TensorSample
-from weights.loader import LoadedCheckpoint, load, read_layout
+from weights.loader import LoadedCheckpoint, load, read_fingerprint, read_layout
 from weights.mapping import Entry, Layout, encoder_entries, head_entries
 
 MINI = Path(__file__).parent.parent / "weights" / "mini"
@@ -462,3 +462,10 @@ def test_a_config_of_invented_sizes_is_refused_before_a_model_is_built(mini: Pat
     )
     with pytest.raises(CheckpointError, match=r"not of one model|is expected"):
         read_layout(folder)
+
+
+@pytest.mark.parametrize("dense_only", [False, True])
+def test_the_fingerprint_can_be_read_without_loading(dense_only: bool) -> None:
+    layout = read_layout(MINI, dense_only=dense_only)
+    whole = load(MINI, slots_of(layout.config, layout.colbert_dim), dense_only=dense_only).fingerprint
+    assert read_fingerprint(MINI, dense_only=dense_only) == whole

@@ -50,12 +50,6 @@ def test_a_wrong_knob_is_refused(knobs: dict[str, object]) -> None:
         Settings(**knobs)  # type: ignore[arg-type]
 
 
-def test_int8_says_that_it_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIVEC_ENGINE", "int8")
-    with pytest.raises(ValidationError, match="not built yet"):
-        Settings()
-
-
 def test_a_refused_key_is_not_quoted() -> None:
     with pytest.raises(ValidationError) as refusal:
         Settings(api_keys="se cret")  # type: ignore[arg-type]

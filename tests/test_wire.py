@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load
 
-from app.errors import InvalidRequest, MalformedJson
-from app.wire import MAX_JSON_DEPTH, embedding_json, parse_json, quantised, safetensors_body
+from app.answers import MAX_NUMBER_BYTES, gathered, json_pieces, numbers_of
+from app.errors import InferenceFailed, InvalidRequest, MalformedJson
+from app.wire import (
+    LARGE_BODY_BYTES,
+    MAX_JSON_DEPTH,
+    embedding_json,
+    parse_json,
+    quantised,
+    row_numbers,
+    safetensors_body,
+)
 from model.embedding import Embedding, LexicalWeights
 
 rows = hnp.arrays(
@@ -99,6 +109,17 @@ def test_zero_and_huge_rows_stay_finite() -> None:
     assert np.isfinite(half).all()
 
 
+def read(value: Any) -> Any:
+    """A value as a client reads it."""
+    return parse_json(b"".join(gathered(json_pieces(value))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
+def test_nan_is_not_quantised(dtype: Any) -> None:
+    with pytest.raises(InferenceFailed):
+        quantised(np.array([[0, np.nan]], np.float32), dtype)
+
+
 def embedding(sparse: LexicalWeights | None = None) -> Embedding:
     return Embedding(
         tokens=3,
@@ -113,17 +134,16 @@ def embedding(sparse: LexicalWeights | None = None) -> Embedding:
     ("dtype", "kind"), [("float32", "<f4"), ("float16", "<f2"), ("int8", "i1"), ("binary", "u1")]
 )
 def test_base64_holds_the_same_numbers_as_json(dtype: str, kind: str) -> None:
-    numbers = embedding_json(embedding(), "float", dtype, None)  # type: ignore[arg-type]
+    numbers = read(embedding_json(embedding(), "float", dtype, None))  # type: ignore[arg-type]
     coded = embedding_json(embedding(), "base64", dtype, None)  # type: ignore[arg-type]
     dense = np.frombuffer(base64.b64decode(coded["dense"]), kind)
     colbert = np.frombuffer(base64.b64decode(coded["colbert"]), kind).reshape(coded["colbert_shape"])
     assert dense.tolist() == numbers["dense"] and colbert.tolist() == numbers["colbert"]
     assert ("scale" in numbers) == (dtype == "int8")
-    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
 
 
 def test_token_strings_stand_beside_the_weights() -> None:
-    fields = embedding_json(embedding(), "float", "float32", lambda ids: [f"t{one}" for one in ids])
+    fields = read(embedding_json(embedding(), "float", "float32", lambda ids: [f"t{one}" for one in ids]))
     assert fields["sparse"] == {"indices": [7, 9], "values": [0.5, 2.0], "tokens": ["t7", "t9"]}
 
 
@@ -153,3 +173,66 @@ def test_outputs_that_are_absent_have_no_tensors() -> None:
     assert set(tensors) == {"dense", "tokens", "truncated"}
     only_empty = Embedding(tokens=2, sparse=LexicalWeights(np.array([], np.int32), np.array([], np.float32)))
     assert load(safetensors_body([only_empty]))["sparse.indices"].shape == (0,)
+
+
+float32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 30), elements=float32))
+def test_a_float32_comes_back_bit_for_bit(values: np.ndarray) -> None:
+    text = "".join(json_pieces(values))
+    back = np.array(json.loads(text), np.float64).astype(np.float32)
+    assert back.tobytes() == values.tobytes()
+    assert len(text) <= MAX_NUMBER_BYTES * max(1, len(values)) + 1
+
+
+@given(hnp.arrays(np.float16, (3, 7), elements=st.floats(width=16, allow_nan=False, allow_infinity=False)))
+def test_a_float16_comes_back_in_few_digits(values: np.ndarray) -> None:
+    text = "".join(json_pieces(values))
+    assert np.array(json.loads(text), np.float64).astype(np.float16).tobytes() == values.tobytes()
+    assert len(text) <= values.size * 12 + 20
+
+
+@given(json_values)
+def test_json_is_written_as_it_is_read(value: object) -> None:
+    assert read(value) == value
+
+
+def test_an_iterator_is_written_as_a_list() -> None:
+    assert read({"a": iter([{"n": np.arange(3)}, {"n": []}]), "b": iter([])}) == {
+        "a": [{"n": [0, 1, 2]}, {"n": []}],
+        "b": [],
+    }
+
+
+def test_no_piece_takes_long() -> None:
+    value = {"rows": np.ones((20, 9000), np.float32), "ids": list(range(50_000)), "row": np.arange(50_000)}
+    assert max(map(len, json_pieces(value))) <= 4096 * MAX_NUMBER_BYTES
+    assert read(value)["ids"] == value["ids"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_json_cannot_hold_is_not_written(bad: float) -> None:
+    with pytest.raises(InferenceFailed):
+        list(json_pieces({"dense": np.array([0, bad], np.float32)}))
+    with pytest.raises(ValueError, match="JSON"):
+        list(json_pieces({"score": bad}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "binary"])
+def test_numbers_are_counted_as_they_are_written(dtype: Any) -> None:
+    fields = read(embedding_json(embedding(), "float", dtype, None))
+    flat = (
+        json.dumps(fields).replace("[", ",").replace("]", ",").replace("}", ",").replace(":", ",").split(",")
+    )
+    written = sum(one.strip().lstrip("-").replace(".", "").isdigit() for one in flat)
+    # Two weights of three tokens: the count beforehand supposes one for each token.
+    widths = {"dense": row_numbers(2, "float", dtype), "colbert": row_numbers(2, "float", dtype)}
+    assert numbers_of([3], ["dense", "sparse", "colbert"], **widths) == written + 2
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53), min_size=1))
+def test_a_large_body_is_read_like_a_small_one(values: list[float]) -> None:
+    small = json.dumps(values)
+    large = " " * LARGE_BODY_BYTES + small
+    assert parse_json(large.encode()) == parse_json(small.encode()) == values

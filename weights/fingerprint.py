@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,16 @@ class TensorSample:
         """Take what the blocks want of the values from `start` on; chunks come in order."""
         flat = rows.reshape(-1)
         for first, stop in self._blocks:
-            part = flat[max(first - start, 0) : max(stop - start, 0)]
-            self._hash.update(part.astype("<f4").tobytes())
+            self.take(flat[max(first - start, 0) : max(stop - start, 0)])
+
+    def take(self, values: NDArray[np.float32]) -> None:
+        """Take the next values of the blocks themselves, [n]."""
+        self._hash.update(values.astype("<f4").tobytes())
+
+    @property
+    def blocks(self) -> Sequence[tuple[int, int]]:
+        """The [start, stop) of each block among the tensor's values, in order: all that is looked at."""
+        return self._blocks
 
     def digest(self) -> bytes:
         """The digest, once every chunk was added."""

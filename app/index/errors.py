@@ -41,9 +41,9 @@ class FilterError(InputInvalid):
     """A filter does not follow the grammar. `path` is where in the filter, e.g. `$and[1].year`."""
 
     def __init__(self, path: str, reason: str, operator: str | None = None) -> None:
-        self.path = path
+        self.path = clipped(path)
         self.operator = operator
-        where = f"filter at {path}" if path else "filter"
+        where = f"filter at {self.path}" if path else "filter"
         super().__init__(f"{where}: {reason}")
 
 
@@ -105,6 +105,11 @@ class StorageUnavailable(StorageFault):
 
 class StorageDamaged(StorageFault):
     """The file is not a database of ours, is damaged, or is of a newer version."""
+
+
+def clipped(name: str, limit: int = 80) -> str:
+    """A name that the caller chose, at a length that a message may have."""
+    return name if len(name) <= limit else f"{name[: limit - 3]}..."
 
 
 def _shortened(name: str, limit: int = 80) -> str:

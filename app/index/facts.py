@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from app.index.errors import clipped
 from app.index.filters import (
     MAX_DEPTH,
     AnyOf,
@@ -123,7 +124,7 @@ def _collect(value: object, path: str | None, found: set[Fact], depth: int) -> N
             found.add((path, "o", ""))
         for key, inner in value.items():
             if not isinstance(key, str) or not is_unicode(key):
-                raise ValueError(f"a key must be a string of Unicode characters, not {key!r}")
+                raise ValueError(f"a key must be a string of Unicode characters, not {clipped(repr(key))}")
             _collect(inner, key if path is None else f"{path}.{key}", found, depth + 1)
     elif isinstance(value, list | tuple):
         found.add((path or "", "l", ""))
@@ -134,12 +135,12 @@ def _collect(value: object, path: str | None, found: set[Fact], depth: int) -> N
                 _collect(one, path, found, depth + 1)
     elif value is None or isinstance(value, bool | int | float | str):
         if (reason := unfit_number(value)) is not None:
-            raise ValueError(f"{path}: {reason}")
+            raise ValueError(f"{clipped(path or '')}: {reason}")
         if isinstance(value, str) and not is_unicode(value):
-            raise ValueError(f"{path}: a lone surrogate is not a character")
+            raise ValueError(f"{clipped(path or '')}: a lone surrogate is not a character")
         found.add((path or "", *_kinded(value)))
     else:
-        raise ValueError(f"{path}: {type(value).__name__} is not JSON")
+        raise ValueError(f"{clipped(path or '')}: {type(value).__name__} is not JSON")
 
 
 def _kinded(value: Scalar) -> tuple[str, str | int | float]:

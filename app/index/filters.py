@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from app.index.errors import FilterError
+from app.index.errors import FilterError, clipped
 
 MAX_DEPTH = 32
 """Of a filter and of metadata: far beyond use, well within Python's own recursion."""
@@ -126,7 +126,7 @@ class _Parser:
             return Not(Some(self._list(value, here, depth, key)))
         if key.startswith("$"):
             raise FilterError(
-                here, f"unknown operator {key}; at this place $and, $or and $not are known", key
+                here, f"unknown operator {clipped(key)}; at this place $and, $or and $not are known", key
             )
         _check_text(key, here)
         if isinstance(value, Mapping):
@@ -153,9 +153,11 @@ class _Parser:
             hint = (
                 ""
                 if str(name).startswith("$")
-                else f"; a nested field is spelt with a dot, as in {path}.{name}"
+                else f"; a nested field is spelt with a dot, as in {clipped(f'{path}.{name}')}"
             )
-            raise FilterError(where, f"unknown operator {name}; known are {known}{hint}", str(name))
+            raise FilterError(
+                where, f"unknown operator {clipped(str(name))}; known are {known}{hint}", str(name)
+            )
         here = f"{where}.{name}"
         if name == "$not":
             if not isinstance(value, Mapping):
@@ -194,12 +196,12 @@ class _Parser:
     def _deeper(self, where: str, depth: int) -> None:
         self._count(where)
         if depth > MAX_DEPTH:
-            raise FilterError(where[:80], f"more than {MAX_DEPTH} levels deep")
+            raise FilterError(where, f"more than {MAX_DEPTH} levels deep")
 
     def _count(self, where: str) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise FilterError(where[:80], f"more than {MAX_NODES} conditions and values")
+            raise FilterError(where, f"more than {MAX_NODES} conditions and values")
 
 
 def _joined(parts: list[Filter]) -> Filter:
@@ -215,7 +217,7 @@ def _type(value: object) -> str:
 
 def _check_text(text: str, where: str) -> None:
     if not is_unicode(text):
-        raise FilterError(repr(where)[:80], "a lone surrogate is not a character")
+        raise FilterError(repr(clipped(where)), "a lone surrogate is not a character")
 
 
 def is_unicode(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.access import ReadRoute, WriteRoute, media_type
-from app.errors import DocumentNotFound, InvalidRequest, MalformedJson, describe
-from app.guard import body_of
+from app.access import REST_OF_PATH, ReadRoute, WriteRoute
+from app.errors import DocumentNotFound, InvalidRequest
+from app.guard import deadline_of
 from app.index.collection import Collection, CollectionSettings
 from app.index.errors import CollectionNotFound
 from app.index.filters import parse
-from app.ingest import Entry, ingest
-from app.ndjson import lines
-from app.routes.common import check_count, fusion_weights, usage
+from app.ingest import ingest
+from app.routes.common import CHARACTERS_A_VALUE, check_count, fusion_weights, json_answer, usage
 from app.schemas.base import COMMON_ERRORS, errors
 from app.schemas.documents import (
     CollectionBody,
@@ -31,13 +29,13 @@ from app.schemas.documents import (
 )
 from app.service import DEFAULT_COLLECTION, Service, service_of
 from app.telemetry import record_of
-from app.wire import parse_json
+from app.uploads import NDJSON_TYPES, upload_of
 from model.scoring import FusionWeights
 
 reading = APIRouter(prefix="/collections", route_class=ReadRoute, tags=["collections"])
 writing = APIRouter(prefix="/collections", route_class=WriteRoute, tags=["collections"])
 
-NDJSON_TYPES = ("application/x-ndjson", "application/ndjson")
+DOCUMENT_PATH = f"/{{name}}/documents/{{id:{REST_OF_PATH}}}"
 READING = errors(*COMMON_ERRORS, 404)
 WRITING = errors(*COMMON_ERRORS, 403, 404, 507)
 UPSERT_BODY: dict[str, Any] = {
@@ -52,8 +50,9 @@ UPSERT_BODY: dict[str, Any] = {
                     ]
                 }
             },
-            "application/x-ndjson": {
-                "schema": {"type": "string", "description": "A document a line, as in the JSON list."}
+            **{
+                kind: {"schema": {"type": "string", "description": "A document a line, as in the JSON list."}}
+                for kind in NDJSON_TYPES
             },
         },
     }
@@ -90,7 +89,7 @@ async def create_collection(name: str, request: Request, body: CollectionBody | 
         known = any(one.name == name for one in service.database.list())
         return known, _described(service.create_collection(name, settings))
 
-    known, described = await service.in_index(create)
+    known, described = await service.write(create)
     return JSONResponse(described, 200 if known else 201)
 
 
@@ -113,7 +112,7 @@ async def drop_collection(name: str, request: Request) -> Response:
         service.database.drop(name)
         return count
 
-    return JSONResponse({"deleted": await service.in_index(drop)})
+    return JSONResponse({"deleted": await service.write(drop)})
 
 
 def _described(collection: Collection) -> dict[str, Any]:
@@ -149,61 +148,28 @@ async def upsert_documents(name: str, request: Request) -> Response:
     A document that cannot be stored has an `error` in `results` and the others are stored. Where none
     could be, the answer is the first error, with all `results` beside it. The collection `default` is made
     when it is first written to. An NDJSON body may be of any length and is stored as it arrives, so
-    what came before a broken connection stays stored.
+    what came before a broken connection stays stored; its deadline starts anew with all that is stored. A
+    deadline that passes is an error of the documents that were not stored in time, not of the others.
     """
     service, record = service_of(request), record_of(request)
-    entries = await _entries(request, service)
-    collection = await service.in_index(partial(_for_writing, service, name))
-    report = await ingest(service, record, collection, entries)
+    upload = await upload_of(request, service)
+    collection = await service.write(partial(_for_writing, service, name))
+    report = await ingest(service, record, collection, upload, deadline_of(request))
     if report.first_problem is not None and not report.upserted:
         problem = report.first_problem
         error = {**problem.body(), "request_id": record.request_id}
         headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
-        return JSONResponse({"error": error, "results": report.results}, problem.status, headers)
-    return JSONResponse(
-        {
-            "collection": name,
-            "upserted": report.upserted,
-            "failed": len(report.results) - report.upserted,
-            "results": report.results,
-            "usage": usage(record),
-            "model": service.model.card.name,
-        }
-    )
-
-
-async def _entries(request: Request, service: Service) -> AsyncIterator[Entry]:
-    """The documents of a JSON or NDJSON body, unchecked."""
-    kind = media_type(request)
-    if kind in NDJSON_TYPES:
-        body_of(request).lift_limit()
-        return _parsed(lines(request.stream(), service.settings.max_body_bytes))
-    if kind != "application/json":
-        raise InvalidRequest(
-            "the body must be application/json or application/x-ndjson", param="Content-Type"
-        )
-    body = parse_json(await request.body())
-    if isinstance(body, dict):
-        if unknown := sorted(set(body) - {"documents"}):
-            raise InvalidRequest("there is no such field", param=unknown[0][:200])
-        body = body.get("documents")
-    if not isinstance(body, list) or not body:
-        raise InvalidRequest("a list of at least one document is expected", param="documents")
-    check_count(body, service.settings.max_texts, "documents")
-    return _each(body)
-
-
-async def _each(documents: list[Any]) -> AsyncIterator[Entry]:
-    for document in documents:
-        yield document
-
-
-async def _parsed(raw: AsyncIterator[bytes | None]) -> AsyncIterator[Entry]:
-    async for line in raw:
-        try:
-            yield parse_json(line) if line is not None else describe(MalformedJson("the line is too long"))
-        except (MalformedJson, InvalidRequest) as error:
-            yield describe(error)
+        answer = {"error": error, "results": report.results}
+        return await json_answer(service, lambda: answer, 5 * len(report.results), problem.status, headers)
+    stored = {
+        "collection": name,
+        "upserted": report.upserted,
+        "failed": len(report.results) - report.upserted,
+        "results": report.results,
+        "usage": usage(record),
+        "model": service.model.card.name,
+    }
+    return await json_answer(service, lambda: stored, 5 * len(report.results))
 
 
 def _for_writing(service: Service, name: str) -> Collection:
@@ -218,7 +184,7 @@ def _for_writing(service: Service, name: str) -> Collection:
 
 
 @reading.get(
-    "/{name}/documents/{id:path}",
+    DOCUMENT_PATH,
     response_model=DocumentResponse,
     summary="Read a document",
     responses=READING,
@@ -229,25 +195,22 @@ async def read_document(name: str, id: str, request: Request) -> Response:
     found = await service.in_index(lambda: service.database.get(name).get(id))
     if found is None:
         raise DocumentNotFound("the collection has no document of that id", param="id")
-    return JSONResponse(
-        {
-            "id": found.id,
-            "text": found.text,
-            "metadata": dict(found.metadata),
-            "tokens": found.tokens,
-            "truncated": found.truncated,
-            "outputs": sorted(found.outputs),
-        }
-    )
+    document = {
+        "id": found.id,
+        "text": found.text,
+        "metadata": dict(found.metadata),
+        "tokens": found.tokens,
+        "truncated": found.truncated,
+        "outputs": sorted(found.outputs),
+    }
+    return await json_answer(service, lambda: document, len(found.text) // CHARACTERS_A_VALUE)
 
 
-@writing.delete(
-    "/{name}/documents/{id:path}", response_model=Deleted, summary="Delete a document", responses=WRITING
-)
+@writing.delete(DOCUMENT_PATH, response_model=Deleted, summary="Delete a document", responses=WRITING)
 async def delete_document(name: str, id: str, request: Request) -> Response:
     """Delete one document; 404 where there is none of that id."""
     service = service_of(request)
-    deleted = await service.in_index(lambda: service.database.get(name).delete([id]))
+    deleted = await service.write(lambda: service.database.get(name).delete([id]))
     if not deleted:
         raise DocumentNotFound("the collection has no document of that id", param="id")
     return JSONResponse({"deleted": deleted})
@@ -264,8 +227,8 @@ async def delete_documents(name: str, body: DeleteRequest, request: Request) -> 
     if body.filter is not None:
         condition = parse(body.filter)
         return JSONResponse(
-            {"deleted": await service.in_index(lambda: service.database.get(name).delete_where(condition))}
+            {"deleted": await service.write(lambda: service.database.get(name).delete_where(condition))}
         )
     ids = body.ids or []
     check_count(ids, service.settings.max_texts, "ids")
-    return JSONResponse({"deleted": await service.in_index(lambda: service.database.get(name).delete(ids))})
+    return JSONResponse({"deleted": await service.write(lambda: service.database.get(name).delete(ids))})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.answers import PiecesResponse, gathered, json_pieces
 from app.errors import InvalidRequest, LimitExceeded
 from app.ports import ModelCard
 from app.schemas.base import EmbeddingBody, ModeName, SparseWeights, WeightsBody
+from app.service import Service
 from app.telemetry import Record
 from model.embedding import Embedding, LexicalWeights, Output
 from model.scoring import FusionWeights
@@ -21,6 +23,11 @@ OUTPUTS_OF_MODE: Mapping[ModeName, tuple[Output, ...]] = {
     "sparse": ("sparse",),
     "colbert": ("colbert",),
 }
+
+FEW_VALUES = 10_000
+"""Written in a few milliseconds."""
+CHARACTERS_A_VALUE = 50
+"""Text is written that much faster than numbers."""
 
 
 def check_count(items: Sequence[object], limit: int, param: str) -> None:
@@ -40,10 +47,29 @@ def fusion_weights(body: WeightsBody | None, param: str = "weights") -> FusionWe
     """The wire's weights as the model's; raises InvalidRequest where all are 0."""
     if body is None:
         return None
+    if not body.dense + body.sparse + body.colbert > 0:
+        raise InvalidRequest("at least one weight must be greater than 0", param=param)
     try:
         return FusionWeights(body.dense, body.sparse, body.colbert)
     except ValueError as error:
         raise InvalidRequest(str(error), param=param) from None
+
+
+async def json_answer(
+    service: Service,
+    make: Callable[[], Any],
+    values: int,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> PiecesResponse:
+    """An answer of about so many values. Few are written at once, so that nobody waits behind a large one;
+    many in a worker thread, where `make` may block."""
+
+    def pieces() -> Iterator[bytes]:
+        return gathered(json_pieces(make()))
+
+    written = list(pieces()) if values <= FEW_VALUES else await service.pieces(pieces)
+    return PiecesResponse(written, status, headers)
 
 
 def usage(record: Record) -> dict[str, Any]:

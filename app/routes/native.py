@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from app.access import ReadRoute
-from app.errors import InvalidRequest
+from app.answers import numbers_of
+from app.errors import InvalidRequest, LimitExceeded
 from app.index.fusion import weights_present
-from app.routes.common import OUTPUTS_OF_MODE, check_count, fusion_weights, usage
+from app.routes.common import OUTPUTS_OF_MODE, check_count, fusion_weights, json_answer, usage
 from app.schemas.base import COMMON_ERRORS, errors, listed
 from app.schemas.native import (
     EmbedRequest,
@@ -22,7 +25,7 @@ from app.schemas.native import (
 )
 from app.service import refuse_long, service_of
 from app.telemetry import record_of
-from app.wire import SAFETENSORS, embedding_json, safetensors_body
+from app.wire import SAFETENSORS, embedding_json, row_numbers, safetensors_body
 from model.embedding import OUTPUTS, Embedding
 from model.scoring import FusionWeights, colbert_score, dense_score, hybrid_score, lexical_score
 
@@ -57,21 +60,40 @@ async def embed(body: EmbedRequest, request: Request) -> Response:
     tokenized = await service.tokenize(texts, limit)
     if not body.truncate:
         refuse_long(tokenized, limit, "texts")
-    embedded = await service.embed_tokens(record, tokenized, outputs, normalize=body.normalize)
     card = service.model.card
+    numbers = numbers_of(
+        (len(one.ids) for one in tokenized),
+        outputs,
+        dense=row_numbers(card.hidden_size, body.encoding, body.dtype),
+        colbert=row_numbers(card.colbert_dim, body.encoding, body.dtype),
+    )
+    if not wants_tensors:
+        _check_numbers(numbers, service.settings.max_json_numbers, body)
+    embedded = await service.embed_tokens(record, tokenized, outputs, normalize=body.normalize)
     if wants_tensors:
-        return Response(safetensors_body(embedded.embeddings), media_type=SAFETENSORS)
+        # One copy of memory after another, which numpy does without holding up the others.
+        tensors = await service.on_the_wire(partial(safetensors_body, embedded.embeddings))
+        return Response(tensors, media_type=SAFETENSORS)
     names = service.model.token_strings if body.return_tokens else None
-    results = [
-        {
-            "index": place,
-            "tokens": one.tokens,
-            "truncated": one.truncated,
-            **embedding_json(one, body.encoding, body.dtype, names),
-        }
-        for place, one in enumerate(embedded.embeddings)
-    ]
-    return JSONResponse({"model": card.name, "results": results, "usage": usage(record)})
+
+    def results() -> Iterator[dict[str, Any]]:
+        for place, one in enumerate(embedded.embeddings):
+            fields = embedding_json(one, body.encoding, body.dtype, names)
+            yield {"index": place, "tokens": one.tokens, "truncated": one.truncated, **fields}
+
+    # Tokens too, for base64 is few values of many bytes.
+    answer = {"model": card.name, "results": results(), "usage": usage(record)}
+    return await json_answer(service, lambda: answer, numbers + embedded.tokens)
+
+
+def _check_numbers(numbers: int, limit: int, body: EmbedRequest) -> None:
+    """Raise LimitExceeded, before the model works, where the answer would be too large to be JSON."""
+    if numbers > limit:
+        raise LimitExceeded(
+            f"the answer would be {numbers} JSON numbers, the limit is {limit}; ask for fewer texts or "
+            "`outputs`, for `encoding` base64, or send `Accept: application/vnd.safetensors`",
+            param="encoding" if body.outputs is not None else "outputs",
+        )
 
 
 @router.post(
@@ -94,19 +116,22 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
     ]
     embedded = await service.embed_tokens(record, tokens, outputs)
     query, *documents = embedded.embeddings
-    results = [_reranked(query, one, place, body, weights) for place, one in enumerate(documents)]
-    # A stable sort: equal scores keep the order in which the client sent them.
-    results.sort(key=lambda result: -result["score"])
-    if body.return_documents:
-        results = [{**one, "text": texts[one["index"]]} for one in results]
-    return JSONResponse(
-        {
+
+    def answer() -> dict[str, Any]:
+        results = [_reranked(query, one, place, body, weights) for place, one in enumerate(documents)]
+        # A stable sort: equal scores keep the order in which the client sent them.
+        results.sort(key=lambda result: -result["score"])
+        if body.return_documents:
+            results = [{**one, "text": texts[one["index"]]} for one in results]
+        return {
             "model": service.model.card.name,
             "mode": body.mode,
             "results": results[: body.top_n],
             "usage": usage(record),
         }
-    )
+
+    # Scoring takes as long as writing ten values for each token.
+    return await json_answer(service, answer, 10 * embedded.tokens)
 
 
 def _reranked(
@@ -144,15 +169,18 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     check_count(texts, service.settings.max_texts, "texts")
     tokenized = await service.tokenize(texts, service.length_limit(body.kind, body.max_length))
     record.count(len(texts), sum(len(one.ids) for one in tokenized))
-    results = [
-        {
-            "index": place,
-            "ids": (ids := [int(one_id) for one_id in one.ids]),
-            "tokens": service.model.token_strings(ids),
-            "offsets": [list(pair) for pair in one.offsets],
-            "count": one.total,
-            "truncated": one.total > len(ids),
-        }
-        for place, one in enumerate(tokenized)
-    ]
-    return JSONResponse({"model": service.model.card.name, "results": results})
+
+    def results() -> Iterator[dict[str, Any]]:
+        for place, one in enumerate(tokenized):
+            ids = one.ids.tolist()
+            yield {
+                "index": place,
+                "ids": one.ids,
+                "tokens": service.model.token_strings(ids),
+                "offsets": [list(pair) for pair in one.offsets],
+                "count": one.total,
+                "truncated": one.total > len(ids),
+            }
+
+    answer = {"model": service.model.card.name, "results": results()}
+    return await json_answer(service, lambda: answer, 4 * record.tokens)

@@ -45,6 +45,7 @@ async def info(request: Request) -> Response:
         "query_max_length": service.length_limit("query", None),
         "passage_max_length": service.length_limit("passage", None),
         "max_texts": settings.max_texts,
+        "max_json_numbers": settings.max_json_numbers,
         "max_top_k": settings.max_top_k,
         "max_candidates": settings.max_candidates,
         "max_body_bytes": settings.max_body_bytes,

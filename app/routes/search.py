@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from app.access import ReadRoute
 from app.errors import InvalidRequest
@@ -17,10 +17,12 @@ from app.index.collection import Collection, Hit, SearchRequest
 from app.index.errors import CollectionNotFound
 from app.index.filters import parse
 from app.routes.common import (
+    CHARACTERS_A_VALUE,
     OUTPUTS_OF_MODE,
     check_count,
     check_number,
     fusion_weights,
+    json_answer,
     supplied_embedding,
     usage,
 )
@@ -39,6 +41,8 @@ from model.embedding import Embedding
 router = APIRouter(route_class=ReadRoute, tags=["search"])
 
 DEFAULT_CANDIDATES = 100
+HIT_VALUES, EXPLAINED_VALUES = 20, 500
+"""About how many values of JSON a hit is, metadata and explanation among them."""
 ANSWERS = {
     200: {"model": SearchResponse | ManySearchResponse, "description": "`results` where `query` is a list"},
     **errors(*COMMON_ERRORS, 404, 409, 429),
@@ -52,16 +56,16 @@ async def search(body: DefaultSearchBody, request: Request) -> Response:
     All three true scores are computed for every candidate of every leg. Before anything was
     stored, `default` is empty and has no hits.
     """
-    return JSONResponse(await _search(service_of(request), record_of(request), body.collection, body))
+    return await _search(service_of(request), record_of(request), body.collection, body)
 
 
 @router.post("/collections/{name}/search", summary="Search a collection", responses=ANSWERS)
 async def search_collection(name: str, body: SearchBody, request: Request) -> Response:
     """Search a collection; see /search."""
-    return JSONResponse(await _search(service_of(request), record_of(request), name, body))
+    return await _search(service_of(request), record_of(request), name, body)
 
 
-async def _search(service: Service, record: Record, name: str, body: SearchBody) -> dict[str, Any]:
+async def _search(service: Service, record: Record, name: str, body: SearchBody) -> Response:
     template = _checked(service, body)
     collection = await service.in_index(partial(_for_reading, service, name))
     if collection is None:
@@ -75,13 +79,16 @@ async def _search(service: Service, record: Record, name: str, body: SearchBody)
     hits: dict[str, Any] = {"hits": found[0]}
     if isinstance(body.query, list):
         hits = {"results": [{"hits": one} for one in found]}
-    return {
+    answer = {
         "collection": name,
         "mode": body.mode,
         **hits,
         "usage": usage(record),
         "model": service.model.card.name,
     }
+    count = sum(len(one) for one in found) * (EXPLAINED_VALUES if body.explain else HIT_VALUES)
+    characters = sum(len(hit.get("text", "")) for one in found for hit in one)
+    return await json_answer(service, lambda: answer, count + characters // CHARACTERS_A_VALUE)
 
 
 def _checked(service: Service, body: SearchBody) -> partial[SearchRequest]:
@@ -127,12 +134,18 @@ async def _queries(service: Service, record: Record, body: SearchBody) -> list[S
     """The queries' vectors, with their tokens where they came as texts."""
     card = service.model.card
     if isinstance(body.query, EmbeddingQuery):
-        return [Side(supplied_embedding(body.query.embedding, card, "query.embedding"), None)]
+        return [await _supplied(service, body.query.embedding, "query.embedding")]
     if isinstance(body.query, EmbeddingBody):
-        return [Side(supplied_embedding(body.query, card, "query"), None)]
+        return [await _supplied(service, body.query, "query")]
     limit = service.length_limit("query", None)
     embedded = await service.embed(record, listed(body.query), frozenset(card.outputs), limit)
     return [Side(*pair) for pair in zip(embedded.embeddings, embedded.tokenized, strict=True)]
+
+
+async def _supplied(service: Service, body: EmbeddingBody, param: str) -> Side:
+    """A query's own vectors; checked in a worker thread, for they may be millions of numbers."""
+    check = partial(supplied_embedding, body, service.model.card, param)
+    return Side(await service.in_index(check), None)
 
 
 def _hits(

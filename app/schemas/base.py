@@ -63,33 +63,38 @@ class EmbeddingBody(RequestBody):
     """An embedding that the client supplies; widths must be those of the model."""
 
     dense: list[float] | None = Field(default=None, description="[D] numbers.")
-    sparse: SparseWeights | None = None
+    sparse: SparseWeights | None = Field(default=None, description="Lexical weights by token id.")
     colbert: list[list[float]] | None = Field(
         default=None, min_length=1, description="A row of [C] numbers for each token vector."
     )
 
 
-class WeightsBody(RequestBody):
-    """Weights of the hybrid score; at least one is greater than 0."""
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 
-    dense: float = Field(default=0.4, ge=0)
-    sparse: float = Field(default=0.2, ge=0)
-    colbert: float = Field(default=0.4, ge=0)
+
+class WeightsBody(RequestBody):
+    """Weights of the hybrid score. Those left out are 0; at least one is greater than 0."""
+
+    dense: Weight = Field(default=0.0, description="Weight of the dense score; 0 where it is left out.")
+    sparse: Weight = Field(default=0.0, description="Weight of the lexical score; 0 where it is left out.")
+    colbert: Weight = Field(default=0.0, description="Weight of the ColBERT score; 0 where it is left out.")
 
 
 class Usage(ResponseBody):
     """What a request cost."""
 
     tokens: int = Field(description="Tokens that the model read, `<s>` and `</s>` included.")
-    texts: int
+    texts: int = Field(description="Texts that the model read.")
 
 
 class Scores(ResponseBody):
     """The true score of each output; null where one side lacks it."""
 
-    dense: float | None
-    sparse: float | None
-    colbert: float | None
+    dense: float | None = Field(description="Inner product of the dense vectors.")
+    sparse: float | None = Field(description="Sum of the products of shared tokens' weights.")
+    colbert: float | None = Field(
+        description="Mean over the query's vectors of the best similarity (MaxSim)."
+    )
 
 
 class ErrorDetail(ResponseBody):
@@ -109,7 +114,7 @@ class ErrorWithId(ErrorDetail):
 class ErrorBody(ResponseBody):
     """The body of every answer that is no success."""
 
-    error: ErrorWithId
+    error: ErrorWithId = Field(description="What went wrong, and in which request.")
 
 
 _MEANINGS = {
@@ -118,11 +123,12 @@ _MEANINGS = {
     404: "No such collection or document",
     409: "The collection's settings or its model are others",
     413: "The body or a text is over its limit",
+    415: "The body is compressed",
     422: "A field is not valid; `param` names it",
     429: "The queue is full; see `Retry-After`",
     500: "The model or the service failed on this request",
     503: "Not ready, or shutting down; see `Retry-After`",
-    504: "The deadline has passed; the work was dropped",
+    504: "The deadline has passed; reading work was dropped, what was written stays",
     507: "The data folder's disk is full",
 }
 
@@ -132,5 +138,5 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
 
 
-COMMON_ERRORS = (401, 413, 422, 500, 503, 504)
+COMMON_ERRORS = (401, 413, 415, 422, 500, 503, 504)
 """Every gated route may answer so."""

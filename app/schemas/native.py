@@ -48,15 +48,17 @@ class EmbedRequest(RequestBody):
 class SparseResult(ResponseBody):
     """Lexical weights of one text."""
 
-    indices: list[int]
-    values: list[float]
-    tokens: list[str] | None = None
+    indices: list[int] = Field(description="Token ids, ascending.")
+    values: list[float] = Field(description="The weight of each, greater than 0.")
+    tokens: list[str] | None = Field(
+        default=None, description="The vocabulary's entries; with `return_tokens`."
+    )
 
 
 class Scale(ResponseBody):
     """Factors of int8 vectors: value = stored * scale, where scale = max|v| / 127."""
 
-    dense: float | None = None
+    dense: float | None = Field(default=None, description="Of the dense vector.")
     colbert: list[float] | None = Field(default=None, description="One for each row.")
 
 
@@ -66,8 +68,10 @@ class EmbeddedText(ResponseBody):
     index: int = Field(description="Position in the request.")
     tokens: int = Field(description="Tokens that were embedded.")
     truncated: bool = Field(description="Whether the text had more.")
-    dense: list[float] | list[int] | str | None = None
-    sparse: SparseResult | None = None
+    dense: list[float] | list[int] | str | None = Field(
+        default=None, description="The dense vector, as `encoding` and `dtype` say."
+    )
+    sparse: SparseResult | None = Field(default=None, description="Lexical weights.")
     colbert: list[list[float]] | list[list[int]] | str | None = Field(
         default=None, description="A row for each token but `<s>`."
     )
@@ -78,15 +82,15 @@ class EmbeddedText(ResponseBody):
 class EmbedResponse(ResponseBody):
     """Embeddings in the order of the texts."""
 
-    model: str
-    results: list[EmbeddedText]
-    usage: Usage
+    model: str = Field(description="The model's name.")
+    results: list[EmbeddedText] = Field(description="One for each text.")
+    usage: Usage = Field(description="What it cost.")
 
 
 class TextDocument(RequestBody):
     """A document to rerank, written as an object."""
 
-    text: Text
+    text: Text = Field(description="What is scored.")
 
 
 RerankDocument = Annotated[
@@ -98,55 +102,61 @@ RerankDocument = Annotated[
 class RerankRequest(RequestBody):
     """A query and the texts to put in order of relevance to it."""
 
-    query: Text
-    documents: list[RerankDocument] = Field(min_length=1)
-    mode: ModeName = "hybrid"
-    weights: WeightsBody | None = Field(default=None, description="Of the hybrid mode.")
+    query: Text = Field(description="What to be relevant to.")
+    documents: list[RerankDocument] = Field(min_length=1, description="Texts, or objects with `text`.")
+    mode: ModeName = Field(default="hybrid", description="The score that orders.")
+    weights: WeightsBody | None = Field(
+        default=None,
+        description="Of the hybrid mode; 0.4, 0.2 and 0.4 unless given, and of those given the ones left out "
+        "are 0.",
+    )
     top_n: int | None = Field(default=None, ge=1, description="Results returned; all unless given.")
-    return_documents: bool = False
+    return_documents: bool = Field(default=False, description="Also each document's text.")
 
 
 class RerankResult(ResponseBody):
     """One document's place."""
 
     index: int = Field(description="Position in the request's `documents`.")
-    score: float
-    scores: Scores
-    text: str | None = None
+    score: float = Field(description="What orders the results.")
+    scores: Scores = Field(description="The score of each output.")
+    text: str | None = Field(default=None, description="With `return_documents`.")
 
 
 class RerankResponse(ResponseBody):
     """Results, best first."""
 
-    model: str
-    mode: ModeName
-    results: list[RerankResult]
-    usage: Usage
+    model: str = Field(description="The model's name.")
+    mode: ModeName = Field(description="As it was asked for.")
+    results: list[RerankResult] = Field(description="`top_n` of them.")
+    usage: Usage = Field(description="What it cost.")
 
 
 class TokenizeRequest(RequestBody):
     """Texts to tokenise as /embed would."""
 
-    texts: Texts
-    kind: KindName = "passage"
-    max_length: int | None = Field(default=None, ge=2, le=8192)
+    texts: Texts = Field(description="One text or several.")
+    kind: KindName = Field(default="passage", description="Chooses the default `max_length`.")
+    max_length: int | None = Field(
+        default=None, ge=2, le=8192, description="Tokens kept of each text, `<s>` and `</s>` included."
+    )
 
 
 class TokenizedText(ResponseBody):
     """The tokens of one text, cut as /embed would cut them."""
 
-    index: int
-    ids: list[int]
-    tokens: list[str]
+    index: int = Field(description="Position in the request.")
+    ids: list[int] = Field(description="Token ids.")
+    tokens: list[str] = Field(description="The vocabulary's entry of each id.")
     offsets: list[tuple[int, int]] = Field(
         description="[start, end) in characters; [0, 0] for `<s>` and `</s>`."
     )
     count: int = Field(description="Tokens before the cut.")
-    truncated: bool
+    truncated: bool = Field(description="Whether the text had more.")
 
 
 class TokenizeResponse(ResponseBody):
     """Tokens in the order of the texts."""
 
-    model: str
-    results: list[TokenizedText]
+    model: str = Field(description="The model's name.")
+    results: list[TokenizedText] = Field(description="One for each text.")

@@ -21,7 +21,7 @@ from app.schemas.base import (
 class EmbeddingQuery(RequestBody):
     """A query that was embedded before."""
 
-    embedding: EmbeddingBody
+    embedding: EmbeddingBody = Field(description="The query's vectors; a leg without one has no weight.")
 
 
 def _query_branch(value: Any) -> str | None:
@@ -51,9 +51,11 @@ class SearchBody(RequestBody):
     """A search: what for, how to score, what to return."""
 
     query: Query = Field(description="A text, several, or an embedding made before.")
-    mode: ModeName = "hybrid"
+    mode: ModeName = Field(default="hybrid", description="The score that orders the hits.")
     weights: WeightsBody | None = Field(
-        default=None, description="Of the hybrid mode; else the collection's."
+        default=None,
+        description="Of the hybrid mode; the collection's unless given, and of those given the ones left out "
+        "are 0.",
     )
     fusion: Literal["weighted", "rrf"] = Field(default="weighted", description="How hybrid unites the three.")
     top_k: int = Field(default=10, ge=1, description="Hits returned.")
@@ -81,19 +83,19 @@ class DefaultSearchBody(SearchBody):
 class Ranks(ResponseBody):
     """The place in each leg among the candidates, from 1; null without a place."""
 
-    dense: int | None
-    sparse: int | None
-    colbert: int | None
+    dense: int | None = Field(description="By the dense score.")
+    sparse: int | None = Field(description="By the lexical score.")
+    colbert: int | None = Field(description="By the ColBERT score.")
 
 
 class MatchedToken(ResponseBody):
     """A token id that query and document share; the products sum to the sparse score."""
 
-    token: str
-    id: int
-    query_weight: float
-    document_weight: float
-    product: float
+    token: str = Field(description="The vocabulary's entry.")
+    id: int = Field(description="Token id.")
+    query_weight: float = Field(description="Its lexical weight in the query.")
+    document_weight: float = Field(description="Its lexical weight in the document.")
+    product: float = Field(description="Its part of the sparse score.")
 
 
 class AlignedToken(ResponseBody):
@@ -102,13 +104,13 @@ class AlignedToken(ResponseBody):
     Tokens and offsets are null where the vectors came from the client and do not fit the text.
     """
 
-    query_token: str | None
+    query_token: str | None = Field(description="The vocabulary's entry.")
     query_offset: tuple[int, int] | None = Field(description="[start, end) in characters of the query.")
-    document_token: str | None
+    document_token: str | None = Field(description="The vocabulary's entry.")
     document_offset: tuple[int, int] | None = Field(
         description="[start, end) in characters of the stored text."
     )
-    similarity: float
+    similarity: float = Field(description="Inner product of the two vectors.")
 
 
 class Explanation(ResponseBody):
@@ -121,36 +123,36 @@ class Explanation(ResponseBody):
 class HitBody(ResponseBody):
     """One document found."""
 
-    id: str
-    score: float
-    scores: Scores
-    ranks: Ranks
-    text: str | None = None
-    metadata: dict[str, Any] | None = None
-    explanation: Explanation | None = None
+    id: str = Field(description="The document's id.")
+    score: float = Field(description="What orders the hits.")
+    scores: Scores = Field(description="The true score of each output.")
+    ranks: Ranks = Field(description="The place in each leg.")
+    text: str | None = Field(default=None, description="Where `include` has it.")
+    metadata: dict[str, Any] | None = Field(default=None, description="Where `include` has it.")
+    explanation: Explanation | None = Field(default=None, description="With `explain`.")
 
 
 class SearchResponse(ResponseBody):
     """Hits of one query, best first."""
 
-    collection: str
-    mode: ModeName
-    hits: list[HitBody]
-    usage: Usage
-    model: str
+    collection: str = Field(description="The collection that was searched.")
+    mode: ModeName = Field(description="As it was asked for.")
+    hits: list[HitBody] = Field(description="Best first, at most `top_k`.")
+    usage: Usage = Field(description="What it cost.")
+    model: str = Field(description="The model's name.")
 
 
 class HitList(ResponseBody):
     """Hits of one query of several."""
 
-    hits: list[HitBody]
+    hits: list[HitBody] = Field(description="Best first, at most `top_k`.")
 
 
 class ManySearchResponse(ResponseBody):
     """Hits of several queries, in their order."""
 
-    collection: str
-    mode: ModeName
-    results: list[HitList]
-    usage: Usage
-    model: str
+    collection: str = Field(description="The collection that was searched.")
+    mode: ModeName = Field(description="As it was asked for.")
+    results: list[HitList] = Field(description="One for each query.")
+    usage: Usage = Field(description="What it cost.")
+    model: str = Field(description="The model's name.")

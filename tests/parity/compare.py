@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.embedding import OUTPUTS, Embedding, IntArray
-from model.engine import TensorFlowEngine
+from model.tensorflow_engine import TensorFlowEngine
 from tests.reference import Reference
 
 

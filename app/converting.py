@@ -1,0 +1,202 @@
+"""A checkpoint converted for the int8 engine: made once, kept, found again by what it was made from.
+
+A converted folder holds `blocks.tflite` (int8 products of all blocks), `word.npy` (float16, memory-mapped
+when used), `rest.safetensors` (everything else, float32) and `manifest.json`. It is written aside and
+renamed, so a crash leaves nothing that could be mistaken for a whole one. Reading it needs no
+TensorFlow; making it does, in a process of its own, whose memory goes back to the system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from model.config import EncoderConfig
+from model.embedding import FloatArray
+from model.litert import LiteRTWeights
+from weights.checkpoint import CheckpointError
+from weights.loader import CheckpointLayout, load, read_fingerprint, read_layout
+
+# Part of the cache key: raise it when the graph of a block or the layout of the folder changes.
+FORMAT = 1
+BLOCKS, WORD, REST, MANIFEST = "blocks.tflite", "word.npy", "rest.safetensors", "manifest.json"
+WORD_VARIABLE = "embeddings/word_embeddings/weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A converted checkpoint on disk."""
+
+    folder: Path
+    config: EncoderConfig
+    fingerprint: str
+    colbert_dim: int | None
+
+
+def converted_checkpoint(
+    source: Path, cache: Path, *, dense_only: bool = False, progress: bool = True
+) -> Converted:
+    """The converted form of a checkpoint: from the cache, or made now.
+
+    Raises CheckpointError where the checkpoint is at fault or the cache cannot be written.
+    """
+    fingerprint = read_fingerprint(source, dense_only=dense_only)
+    folder = cache / "litert" / f"{fingerprint[:32]}-{FORMAT}-{version('ai-edge-litert')}"
+    if not (folder / MANIFEST).exists():
+        if progress:
+            sys.stderr.write(f"Converting {source} to int8, once; it is kept in {folder}\n")
+        command = [sys.executable, "-m", "app.converting", str(source), str(folder), str(int(dense_only))]
+        done = subprocess.run([*command, str(int(progress))], stderr=None if progress else subprocess.PIPE)
+        if done.returncode:
+            raise CheckpointError(f"{source}: the conversion to int8 failed; what it said is above")
+    return read_converted(folder)
+
+
+def read_converted(folder: Path) -> Converted:
+    """Raises CheckpointError where the folder is not a whole conversion of this format."""
+    try:
+        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if fields["format"] != FORMAT:
+            raise CheckpointError(f"{folder}: format {fields['format']}, and this is {FORMAT}: convert again")
+        config = EncoderConfig(**fields["config"])
+        return Converted(folder, config, str(fields["fingerprint"]), fields["colbert_dim"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not a converted checkpoint; delete it and start again") from error
+
+
+def read_weights(converted: Converted) -> LiteRTWeights:
+    """Everything but the blocks; the word embeddings are mapped, not read."""
+    try:
+        rest = load_file(converted.folder / REST)
+        word: np.memmap[Any, Any] = np.load(converted.folder / WORD, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{converted.folder}: damaged; delete it and start again: {error}") from error
+    # Rows are picked at random: without this each page touched would bring fifteen neighbours along.
+    if (mapped := getattr(word, "_mmap", None)) is not None and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return LiteRTWeights(
+        word=word,
+        position=rest["embeddings/position_embeddings/weight"],
+        token_type=rest["embeddings/token_type_embeddings/weight"],
+        norm_weight=rest["embeddings/LayerNorm/weight"],
+        norm_bias=rest["embeddings/LayerNorm/bias"],
+        sparse_kernel=rest.get("sparse_linear/kernel"),
+        sparse_bias=rest.get("sparse_linear/bias"),
+        colbert_kernel=rest.get("colbert_linear/kernel"),
+        colbert_bias=rest.get("colbert_linear/bias"),
+    )
+
+
+def convert(source: Path, folder: Path, *, dense_only: bool = False, progress: bool = True) -> None:
+    """Write the converted form of a checkpoint; needs TensorFlow, and memory for the blocks in float32."""
+    layout = read_layout(source, dense_only=dense_only)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        _write(layout, work, dense_only, progress)
+        # Two processes may convert at once: the first to finish wins, the other finds the same content.
+        if not folder.exists():
+            work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: bool) -> None:
+    from model.litert_graph import merge
+
+    config = layout.config
+    slots, table = _slots(layout, work / WORD)
+    loaded = load(layout.folder, slots, dense_only=dense_only)
+    table.flush()
+    rest = {name: slot.array for name, slot in slots.items() if not name.startswith("encoder/layer/")}
+    del rest[WORD_VARIABLE]
+    save_file({name: np.ascontiguousarray(array) for name, array in rest.items()}, work / REST)
+    (work / BLOCKS).write_bytes(merge(_blocks(config, slots, progress)))
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": loaded.fingerprint,
+        "colbert_dim": layout.colbert_dim,
+        "config": dataclasses.asdict(config),
+    }
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _blocks(config: EncoderConfig, slots: dict[str, ArraySlot], progress: bool) -> Iterator[bytes]:
+    from model.litert_graph import convert_block
+
+    for number in tqdm(
+        range(config.num_hidden_layers), desc="converting", unit="block", disable=not progress
+    ):
+        prefix = f"encoder/layer/{number}/"
+        names = [name for name in slots if name.startswith(prefix)]
+        # Taken out of the table: what is converted is needed no more.
+        weights = {
+            name.removeprefix(prefix): slots.pop(name).array.astype(np.float32, copy=False) for name in names
+        }
+        yield convert_block(config, weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySlot:
+    """A NumPy array that a checkpoint fills, in the array's own dtype."""
+
+    array: FloatArray | NDArray[np.float16]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.array.shape
+
+    def write(self, start: int, rows: NDArray[np.float32]) -> None:
+        """Write `rows` to [start : start + len(rows)]; a value beyond float16 is a CheckpointError."""
+        self.array[start : start + len(rows)] = rows
+        if not np.isfinite(self.array[start : start + len(rows)]).all():
+            raise CheckpointError(
+                "the word embeddings exceed float16; this checkpoint needs the float32 engine"
+            )
+
+
+def _slots(layout: CheckpointLayout, word: Path) -> tuple[dict[str, ArraySlot], np.memmap[Any, Any]]:
+    """A slot for every variable; word embeddings go straight into their file, which is returned too."""
+    from weights.mapping import encoder_entries, head_entries
+
+    entries = list(encoder_entries(layout.config))
+    if layout.colbert_dim is not None:
+        entries += [e for part in head_entries(layout.config, layout.colbert_dim).values() for e in part]
+    slots = {entry.variable: entry.variable_shape for entry in entries}
+    table = np.lib.format.open_memmap(word, mode="w+", dtype=np.float16, shape=slots.pop(WORD_VARIABLE))
+    arrays = {name: ArraySlot(np.zeros(shape, np.float32)) for name, shape in slots.items()}
+    return {WORD_VARIABLE: ArraySlot(table)} | arrays, table
+
+
+def main() -> int:
+    """The process that converts: SOURCE FOLDER DENSE_ONLY PROGRESS."""
+    from app.quiet import import_tensorflow
+
+    source, folder, dense_only, progress = sys.argv[1:]
+    import_tensorflow()
+    try:
+        convert(Path(source), Path(folder), dense_only=dense_only == "1", progress=progress == "1")
+    except (CheckpointError, OSError) as error:
+        sys.stderr.write(f"trivec: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

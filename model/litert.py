@@ -1,0 +1,221 @@
+"""The int8 engine for CPUs: LiteRT runs the blocks, NumPy the rest. TensorFlow is not imported.
+
+Legend: B texts, S rows of a sequence, D hidden, C ColBERT dimension, V vocabulary.
+A sequence is one text, or several short ones side by side that a mask keeps apart: no pad is ever
+computed. Word embeddings stay in a memory-mapped table, so only touched rows are read; embeddings
+and heads are float32. Not thread-safe: one thread calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from model.config import EncoderConfig
+from model.embedding import OUTPUTS, Embedding, FloatArray, IntArray, Output
+from model.engine import Pooling, Precision, check_batch, check_outputs
+from model.mapped import release_pages
+from model.outputs import split_embeddings
+from model.packing import positions
+
+# Short texts share a sequence up to this many rows: enough to keep the int8 products busy, few enough
+# that the attention between texts, computed and masked away, costs less than it gains.
+_SHARED_ROWS = 128
+# Attention scores (heads * query rows * rows) of one step: 2^25 float32 are 128 MiB.
+_MAX_SCORES = 1 << 25
+# A sequence of more rows than this is worth opening each block afresh, half a second for 24 of them.
+_LONG_ROWS = 1024
+_MASKED = -1e9
+
+Runner = Callable[..., dict[str, NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiteRTWeights:
+    """What lies beside the blocks. `word` [V, D] float16 and memory-mapped, the rest float32.
+
+    Heads are None in a dense-only model.
+    """
+
+    word: NDArray[np.float16]
+    position: FloatArray
+    token_type: FloatArray
+    norm_weight: FloatArray
+    norm_bias: FloatArray
+    sparse_kernel: FloatArray | None
+    sparse_bias: FloatArray | None
+    colbert_kernel: FloatArray | None
+    colbert_bias: FloatArray | None
+
+
+class LiteRTEngine:
+    """A converted checkpoint, ready to embed."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        model: Path,
+        weights: LiteRTWeights,
+        *,
+        unused_ids: Collection[int],
+        pooling: Pooling = "cls",
+        threads: int,
+        max_scores: int = _MAX_SCORES,
+        long_rows: int = _LONG_ROWS,
+    ) -> None:
+        """`model` is the merged file of `litert_graph.merge`; `threads` those of one product."""
+        self.config = config
+        self.precision: Precision = "int8"
+        self._weights = weights
+        self._unused_ids = frozenset(unused_ids)
+        self._pooling = pooling
+        self._max_scores = max_scores
+        self._long_rows = long_rows
+        self._model, self._threads = model, threads
+        interpreter = self._open()
+        self._blocks = [self._runner(interpreter, number) for number in range(config.num_hidden_layers)]
+        # The first pass packs every block's weights; from then on the file itself is hardly read.
+        self.forward([np.array([config.bos_token_id, config.eos_token_id], np.int32)], ["dense"])
+        release_pages(model)
+
+    @property
+    def colbert_dim(self) -> int | None:
+        """Width of a ColBERT vector; None without heads."""
+        return None if self._weights.colbert_bias is None else len(self._weights.colbert_bias)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """All three, or `dense` alone."""
+        return ("dense",) if self._weights.sparse_kernel is None else OUTPUTS
+
+    def forward(
+        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+    ) -> list[Embedding]:
+        """See `Engine.forward`."""
+        check_outputs(outputs, self.outputs)
+        check_batch(batch, self.config)
+        found: list[Embedding | None] = [None] * len(batch)
+        for texts in sequences([len(ids) for ids in batch]):
+            members = [batch[number] for number in texts]
+            starts = np.cumsum([0, *(len(ids) for ids in members)], dtype=np.int32)
+            hidden = self._encode(np.concatenate(members), starts)
+            made = self._heads(members, starts, hidden, outputs, normalize)
+            for number, embedding in zip(texts, made, strict=True):
+                found[number] = embedding
+        return [embedding for embedding in found if embedding is not None]
+
+    def _open(self) -> Interpreter:
+        # Given by path, the file is memory-mapped; weights are packed when a block is first used.
+        return Interpreter(model_path=str(self._model), num_threads=self._threads)
+
+    @staticmethod
+    def _runner(interpreter: Interpreter, number: int) -> Runner:
+        found: Runner = interpreter.get_signature_runner(f"block_{number}")
+        return found
+
+    def _encode(self, ids: IntArray, starts: IntArray) -> FloatArray:
+        """Last hidden states of a sequence. Shapes: [S], [texts + 1] -> [S, D]."""
+        x = self._embed(ids, starts)
+        mask = _mask(starts)
+        if len(ids) <= self._long_rows:
+            for block in self._blocks:
+                x = self._step(block, x, mask)
+            return x
+        # A block keeps buffers for the longest sequence that it has seen. For a long text each block
+        # is opened afresh and dropped, so that 24 of them never hold such buffers at once.
+        for number in range(self.config.num_hidden_layers):
+            x = self._step(self._runner(self._open(), number), x, mask)
+        return x
+
+    def _step(self, block: Runner, x: FloatArray, mask: FloatArray) -> FloatArray:
+        """One block over a sequence, by parts of its queries where the scores would be too many."""
+        rows = len(x)
+        step = max(1, self._max_scores // (self.config.num_attention_heads * rows))
+        if rows <= step:
+            return block(queries=x, keys=x, mask=mask)["states"]
+        parts = [
+            block(queries=x[at : at + step], keys=x, mask=_rows_of(mask, at, at + step))["states"]
+            for at in range(0, rows, step)
+        ]
+        return np.concatenate(parts)
+
+    def _embed(self, ids: IntArray, starts: IntArray) -> FloatArray:
+        w = self._weights
+        places = positions(ids, starts, self.config.pad_token_id)
+        x = w.word[ids].astype(np.float32) + w.token_type[0] + w.position[places]
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = np.square(centred).mean(axis=1, keepdims=True)
+        scaled = centred / np.sqrt(variance + np.float32(self.config.layer_norm_eps))
+        return np.asarray(scaled * w.norm_weight + w.norm_bias, np.float32)
+
+    def _heads(
+        self,
+        members: Sequence[IntArray],
+        starts: IntArray,
+        hidden: FloatArray,
+        outputs: Collection[Output],
+        normalize: bool,
+    ) -> list[Embedding]:
+        w = self._weights
+        dense = token_weights = vectors = None
+        if "dense" in outputs:
+            dense = _unit_rows(self._pool(hidden, starts), normalize)
+        if "sparse" in outputs and w.sparse_kernel is not None and w.sparse_bias is not None:
+            token_weights = np.maximum(hidden @ w.sparse_kernel[:, 0] + w.sparse_bias[0], 0)
+        if "colbert" in outputs and w.colbert_kernel is not None and w.colbert_bias is not None:
+            vectors = _unit_rows(hidden @ w.colbert_kernel + w.colbert_bias, normalize)
+        return split_embeddings(
+            members,
+            starts,
+            dense=dense,
+            token_weights=token_weights,
+            vectors=vectors,
+            unused=self._unused_ids,
+        )
+
+    def _pool(self, hidden: FloatArray, starts: IntArray) -> FloatArray:
+        if self._pooling == "cls":
+            return hidden[starts[:-1]]
+        sums = np.add.reduceat(hidden, starts[:-1], axis=0)
+        return np.asarray(sums / np.diff(starts)[:, None], np.float32)
+
+
+def sequences(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of the texts of each sequence: short ones packed together first-fit, long ones alone."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    found: list[list[int]] = []
+    room: list[int] = []
+    for number in order:
+        place = next((n for n, free in enumerate(room) if free >= lengths[number]), None)
+        if place is None:
+            found.append([number])
+            room.append(_SHARED_ROWS - lengths[number])
+        else:
+            found[place].append(number)
+            room[place] -= lengths[number]
+    return found
+
+
+def _mask(starts: IntArray) -> FloatArray:
+    """What is added to the scores: [1, 1, 1] zero for one text, [1, S, S] that keeps several apart."""
+    if len(starts) == 2:
+        return np.zeros((1, 1, 1), np.float32)
+    owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    return np.where(owner[:, None] == owner, np.float32(0), np.float32(_MASKED))[None]
+
+
+def _rows_of(mask: FloatArray, start: int, stop: int) -> FloatArray:
+    """The mask of some query rows; that of a single text is the same for all."""
+    return mask if mask.shape[1] == 1 else mask[:, start:stop]
+
+
+def _unit_rows(rows: FloatArray, normalize: bool) -> FloatArray:
+    if not normalize:
+        return rows
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)

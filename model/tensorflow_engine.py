@@ -1,0 +1,165 @@
+"""The TensorFlow engine: packed token ids in, embeddings out, in one traced forward pass.
+
+Legend: B texts, S packed tokens, D hidden, C ColBERT dimension. TensorFlow tensors never leave this
+file. It is not thread-safe: one thread calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.config import EncoderConfig
+from model.embedding import OUTPUTS, Embedding, IntArray, Output
+from model.encoder import Encoder, Tensor
+from model.engine import DeviceError, Pooling, Precision, check_batch, check_outputs
+from model.heads import Heads, pool, unit_rows
+from model.outputs import split_embeddings
+from model.packing import PackedBatch, pack
+
+# 2^22 float32 scores are 16 MiB: a tile of attention that stays near the cache.
+MAX_SCORES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class VariableSlot:
+    """A variable that a checkpoint fills, row range by row range, in place."""
+
+    variable: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the variable."""
+        return tuple(self.variable.shape)
+
+    def write(self, start: int, rows: NDArray[np.float32]) -> None:
+        """Write `rows` to [start : start + len(rows)] of the first axis.
+
+        Trap: a variable that was once written in part is copied whole whenever it is read, for good.
+        So a part is written only where rows are looked up and the whole is never read: in the
+        embedding tables, which are too large to hold twice.
+        """
+        values = tf.cast(rows, self.variable.dtype)
+        if rows.shape == self.shape:
+            self.variable.value.assign(values)
+            return
+        # The raw operation: `variable[start:stop].assign` would read the variable, and so copy it, first.
+        tf.raw_ops.ResourceStridedSliceAssign(
+            ref=self.variable.value.handle, begin=[start], end=[start + len(rows)], strides=[1], value=values
+        )
+
+
+class TensorFlowEngine:
+    """Encoder and heads as TensorFlow variables, zero until a checkpoint fills `slots`."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        colbert_dim: int | None,
+        unused_ids: Collection[int],
+        precision: Precision = "float32",
+        pooling: Pooling = "cls",
+        max_scores: int = MAX_SCORES,
+    ) -> None:
+        """`colbert_dim` None makes a dense-only engine: it has no heads at all.
+
+        Raises DeviceError where the device has no arithmetic for `precision`.
+        """
+        if precision == "float16" and not tf.config.list_physical_devices("GPU"):
+            raise DeviceError("float16 needs a GPU, and TensorFlow sees none: use float32")
+        self.config = config
+        self.precision = precision
+        self.colbert_dim = colbert_dim
+        self._pooling = pooling
+        self._unused_ids = frozenset(unused_ids)
+        self._max_scores = max_scores
+        self._encoder = Encoder(config, dtype=precision)
+        self._heads = None if colbert_dim is None else Heads(config.hidden_size, colbert_dim, dtype=precision)
+        rows = tf.TensorSpec([None], tf.int32)
+        plan = {
+            "tile_sizes": tf.TensorSpec([None, 3], tf.int32),
+            "queries": rows,
+            "keys": rows,
+            "visible": tf.TensorSpec([None], tf.bool),
+            "gather": rows,
+        }
+        # The signature leaves every size open: one trace serves all batches.
+        self._encode = tf.function(self._encoder.call, input_signature=[rows, rows, plan])
+        hidden = tf.TensorSpec([None, config.hidden_size], precision)
+        switch = tf.TensorSpec([], tf.bool)
+        self._dense_head = tf.function(self._dense, input_signature=[hidden, rows, switch])
+        self._sparse_head = tf.function(self._sparse, input_signature=[hidden])
+        self._colbert_head = tf.function(self._colbert, input_signature=[hidden, switch])
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """All three, or `dense` alone."""
+        return ("dense",) if self._heads is None else OUTPUTS
+
+    @property
+    def traces(self) -> int:
+        """How often the encoder was traced: once, if all is well."""
+        return int(self._encode.experimental_get_tracing_count())
+
+    @property
+    def slots(self) -> dict[str, VariableSlot]:
+        """Every variable by its checkpoint name, for the loader to fill."""
+        named = self._encoder.named_variables()
+        if self._heads is not None:
+            named |= self._heads.named_variables()
+        return {name: VariableSlot(variable) for name, variable in named.items()}
+
+    def forward(
+        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+    ) -> list[Embedding]:
+        """See `Engine.forward`."""
+        check_outputs(outputs, self.outputs)
+        hidden, packed = self._run(batch)
+        return split_embeddings(
+            batch,
+            packed.starts,
+            dense=self._dense_head(hidden, packed.starts, normalize).numpy() if "dense" in outputs else None,
+            token_weights=self._sparse_head(hidden).numpy() if "sparse" in outputs else None,
+            vectors=self._colbert_head(hidden, normalize).numpy() if "colbert" in outputs else None,
+            unused=self._unused_ids,
+        )
+
+    def hidden_states(self, batch: Sequence[IntArray]) -> list[NDArray[np.float32]]:
+        """The last hidden states of each text, [T, D]: for parity tests, no head applied."""
+        hidden, packed = self._run(batch)
+        return np.split(tf.cast(hidden, tf.float32).numpy(), packed.starts[1:-1])
+
+    def _run(self, batch: Sequence[IntArray]) -> tuple[Tensor, PackedBatch]:
+        check_batch(batch, self.config)
+        packed = pack(
+            batch,
+            pad_token_id=self.config.pad_token_id,
+            num_heads=self.config.num_attention_heads,
+            max_scores=self._max_scores,
+        )
+        plan = {
+            "tile_sizes": packed.tile_sizes,
+            "queries": packed.queries,
+            "keys": packed.keys,
+            "visible": packed.visible,
+            "gather": packed.gather,
+        }
+        return self._encode(packed.ids, packed.positions, plan), packed
+
+    def _dense(self, hidden: Tensor, starts: Tensor, normalize: Tensor) -> Tensor:
+        pooled = pool(hidden, starts, self._pooling)
+        return tf.cond(normalize, lambda: unit_rows(pooled), lambda: tf.cast(pooled, tf.float32))
+
+    def _sparse(self, hidden: Tensor) -> Tensor:
+        assert self._heads is not None
+        return tf.cast(self._heads.token_weights(hidden), tf.float32)
+
+    def _colbert(self, hidden: Tensor, normalize: Tensor) -> Tensor:
+        assert self._heads is not None
+        rows = self._heads.vectors(hidden)
+        return tf.cond(normalize, lambda: unit_rows(rows), lambda: tf.cast(rows, tf.float32))

@@ -1,0 +1,167 @@
+"""The int8 engine: close to the reference, the same alone and in a batch, without TensorFlow."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.converting import BLOCKS, MANIFEST, convert, converted_checkpoint, read_converted, read_weights
+from app.golden import GOLDEN_FILE, read_golden
+from app.loading import load_int8
+from model.embedder import Embedder
+from model.embedding import OUTPUTS
+from model.litert import LiteRTEngine, sequences
+from model.mapped import release_pages
+from tests.parity.compare import cosine
+from tests.reference import make_checkpoint, random_batch, reference_outputs
+from weights.checkpoint import CheckpointError
+
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "weights" / "mini"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("converted")
+
+
+@pytest.fixture(scope="module")
+def engine(cache: Path) -> LiteRTEngine:
+    return load_int8(MINI, cache)[0]
+
+
+def test_golden_outputs_are_close(cache: Path) -> None:
+    engine, tokenizer, _ = load_int8(MINI, cache)
+    golden = read_golden(MINI / GOLDEN_FILE)
+    ours = Embedder(tokenizer, engine, max_length=512).encode(golden.texts, max_length=512)
+    for one, reference in zip(ours, golden.embeddings, strict=True):
+        assert one.dense is not None and one.colbert is not None and one.sparse is not None
+        assert reference.dense is not None and reference.colbert is not None and reference.sparse is not None
+        assert cosine(one.dense[None], reference.dense[None])[0] > 0.999
+        assert cosine(one.colbert, reference.colbert).min() > 0.999
+        keys = np.union1d(one.sparse.indices, reference.sparse.indices)
+        ours_at, theirs_at = np.zeros(len(keys)), np.zeros(len(keys))
+        ours_at[np.searchsorted(keys, one.sparse.indices)] = one.sparse.values
+        theirs_at[np.searchsorted(keys, reference.sparse.indices)] = reference.sparse.values
+        assert np.abs(ours_at - theirs_at).max() < 0.03
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_random_checkpoints_are_close_in_every_case(heads: int, seed: int, tmp_path: Path) -> None:
+    """Unlike lengths, literal special tokens, one token: as the float engine, at int8's distance."""
+    encoder = make_checkpoint(
+        tmp_path / "source",
+        seed=seed,
+        vocab_size=300,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        intermediate_size=96,
+        max_position_embeddings=130,
+        colbert_dim=20,
+    )
+    batch = random_batch(np.random.default_rng(seed), [128, 1, 2, 7, 60, 61, 30], vocab_size=300)
+    batch.append(np.array([0, 17, 1, 18, 2, 1, 19, 299, 3, 17, 2], np.int32))
+    convert(tmp_path / "source", tmp_path / "converted", progress=False)
+    converted = read_converted(tmp_path / "converted")
+    weights = read_weights(converted)
+    for max_scores, long_rows in ((1 << 25, 1024), (500, 1024), (500, 50)):
+        engine = LiteRTEngine(
+            converted.config,
+            converted.folder / BLOCKS,
+            weights,
+            unused_ids=(0, 1, 2, 3),
+            threads=2,
+            max_scores=max_scores,
+            long_rows=long_rows,
+        )
+        for one, reference in zip(
+            engine.forward(batch, OUTPUTS),
+            reference_outputs(encoder, tmp_path / "source", batch),
+            strict=True,
+        ):
+            assert one.dense is not None and one.colbert is not None
+            assert cosine(one.dense[None], reference.dense[None])[0] > 0.995
+            assert one.colbert.shape == reference.colbert.shape
+            assert cosine(one.colbert, reference.colbert).min(initial=1.0) > 0.99
+
+
+def test_a_text_is_the_same_alone_and_in_a_batch(engine: LiteRTEngine, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    batch = random_batch(generator, generator.integers(1, 200, 20).tolist(), vocab_size=32001)
+    for together, ids in zip(engine.forward(batch, OUTPUTS), batch, strict=True):
+        alone = engine.forward([ids], OUTPUTS)[0]
+        assert together.dense is not None and alone.dense is not None
+        assert cosine(together.dense[None], alone.dense[None])[0] > 0.9995
+
+
+def test_sequences_hold_every_text_once_and_pad_none() -> None:
+    lengths = [5, 130, 128, 60, 60, 9, 3, 500, 1]
+    found = sequences(lengths)
+    assert sorted(number for texts in found for number in texts) == list(range(len(lengths)))
+    assert all(len(texts) == 1 or sum(lengths[n] for n in texts) <= 128 for texts in found)
+    assert len(found) < len(lengths)
+
+
+def test_bad_input_is_refused_as_by_the_float_engine(engine: LiteRTEngine) -> None:
+    for bad, message in (([0, 32001, 2], "outside"), ([0] * 513, "513 tokens"), ([], "0 tokens")):
+        with pytest.raises(ValueError, match=message):
+            engine.forward([np.array(bad, np.int32)], OUTPUTS)
+
+
+def test_a_conversion_is_made_once_and_found_again(cache: Path, engine: LiteRTEngine) -> None:
+    first = converted_checkpoint(MINI, cache)
+    before = (first.folder / BLOCKS).stat().st_mtime_ns
+    again = converted_checkpoint(MINI, cache)
+    assert again == first and (again.folder / BLOCKS).stat().st_mtime_ns == before
+    assert [path for path in (cache / "litert").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_conversion_says_what_to_do(tmp_path: Path) -> None:
+    found = converted_checkpoint(MINI, tmp_path, progress=False)
+    (found.folder / MANIFEST).write_text("{}")
+    with pytest.raises(CheckpointError, match="delete it"):
+        converted_checkpoint(MINI, tmp_path, progress=False)
+
+
+def test_the_converted_files_pages_are_given_back(cache: Path, engine: LiteRTEngine) -> None:
+    """A mapped file that was read counts as resident until its pages are released, and can be read after."""
+    path = read_converted(next((cache / "litert").iterdir())).folder / BLOCKS
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        content = mapped[:]
+        before = _resident_bytes(path)
+        release_pages(path)
+        assert before >= len(content) > 4 * _resident_bytes(path)
+        assert mapped[:] == content
+
+
+def _resident_bytes(path: Path) -> int:
+    """Resident bytes of a file's mappings in this process."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            ours = line.endswith(str(path.resolve()))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def test_serving_int8_imports_no_tensorflow(cache: Path, engine: LiteRTEngine) -> None:
+    code = (
+        "import sys; from pathlib import Path; from app.loading import load_int8;"
+        f"engine, tokenizer, _ = load_int8(Path({str(MINI)!r}), Path({str(cache)!r}));"
+        "engine.forward([tokenizer.tokenize(['a text'], 512)[0].ids], engine.outputs);"
+        "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_dense_only(tmp_path: Path) -> None:
+    engine, tokenizer, _ = load_int8(MINI, tmp_path, dense_only=True)
+    assert engine.outputs == ("dense",)
+    assert engine.forward([tokenizer.tokenize(["a"], 8)[0].ids], ["dense"])[0].outputs == {"dense"}
