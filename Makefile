@@ -54,6 +54,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.full_size
 
