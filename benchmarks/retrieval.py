@@ -13,12 +13,9 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import write_result
 from benchmarks.metrics import ndcg, recall
+from tests.server import running_server
 
 LANGUAGES = ("en", "zh", "ar", "es", "ru", "th", "tr")
 MODES = ("dense", "sparse", "colbert", "hybrid")
@@ -55,38 +53,6 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
         query, document, grade = line.split("\t")
         found.setdefault(query, {})[document] = int(grade)
     return found
-
-
-@contextmanager
-def running_server(
-    data: Path, port: int = 0, **environment: str
-) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """`trivec serve` in a process of its own, ready to answer; killed in the end if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data)],
-        env={**os.environ, "TRIVEC_LOG_LEVEL": "warning", **environment},
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        with httpx.Client(base_url=_address(process, data), timeout=600) as client:
-            while client.get("/health/ready").status_code != 200:
-                time.sleep(0.1)
-            yield client, process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _address(process: subprocess.Popen[str], data: Path) -> str:
-    """The server writes where it listens into the lock file of its data folder."""
-    lock = data / "trivec.lock"
-    while process.poll() is None:
-        content = lock.read_text() if lock.exists() else ""
-        if content and (written := json.loads(content)).get("pid") == process.pid and written["url"]:
-            return str(written["url"])
-        time.sleep(0.1)
-    raise RuntimeError(f"the server ended with status {process.returncode}")
 
 
 def index(client: httpx.Client, folder: Path, language: str) -> int:
