@@ -35,7 +35,8 @@ def evaluate(embedder: Embedder, folder: Path, vocab_size: int) -> dict[str, flo
     qrels = read_qrels(folder / "qrels" / "test.tsv")
     documents = read_jsonl(folder / "corpus.jsonl")
     queries = [row for row in read_jsonl(folder / "queries.jsonl") if row["_id"] in qrels]
-    texts = [". ".join(part for part in (str(row["title"]), str(row["text"])) if part) for row in documents]
+    # Cranfield has a document without a word: white space is embedded as `<s></s>`.
+    texts = [". ".join(filter(None, (str(row["title"]), str(row["text"])))) or " " for row in documents]
     passages = embedder.encode(texts, max_length=MAX_LENGTH)
     asked = embedder.encode([str(row["text"]) for row in queries], kind="query")
     ids = [str(row["_id"]) for row in documents]
