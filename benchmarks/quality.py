@@ -102,7 +102,8 @@ def main() -> None:
     ]
     changes = {
         engine: {
-            mode: max(abs(one[engine][mode] - one[base][mode]) for one in sets.values()) for mode in MODES
+            mode: round(max(abs(one[engine][mode] - one[base][mode]) for one in sets.values()), 2)
+            for mode in MODES
         }
         for engine in engines[1:]
     }
