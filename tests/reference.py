@@ -38,6 +38,7 @@ def make_checkpoint(
     safetensors: bool = True,
     dtype: torch.dtype = torch.float32,
     head_dtype: torch.dtype = torch.float16,
+    sparse_bias: float = 0.05,
     **sizes: object,
 ) -> XLMRobertaModel:
     """Save a random checkpoint in the published layout (without tokenizer) and return its encoder.
@@ -68,7 +69,7 @@ def make_checkpoint(
     sparse = torch.nn.Linear(width, 1)
     with torch.no_grad():
         sparse.weight.normal_(0, width**-0.5)  # weights of about 1, as trained heads give
-        sparse.bias.fill_(0.05)
+        sparse.bias.fill_(sparse_bias)
     torch.save({k: v.to(head_dtype) for k, v in colbert.state_dict().items()}, folder / "colbert_linear.pt")
     # The loader wants the file for the fingerprint; these tests make token ids themselves.
     (folder / "tokenizer.json").write_text("{}")
