@@ -1,16 +1,16 @@
 """A checkpoint converted for the int8 engine: made once, kept, found again by what it was made from.
 
-A converted folder holds `blocks.tflite` (int8 products of all blocks), `word.npy` (float16, memory-mapped
-when used), `rest.safetensors` (everything else, float32) and `manifest.json`. It is written aside and
-renamed, so a crash leaves nothing that could be mistaken for a whole one. Reading it needs no
-TensorFlow; making it does, in a process of its own, whose memory goes back to the system.
+A converted folder holds `model.tflite` (blocks in int8, heads in float32), `block_NN.tflite` (each block
+alone, for long texts), `word.npy` (float16, memory-mapped when used), `rest.safetensors` (the other
+embeddings, float32) and `manifest.json`. It is written aside and renamed, so a crash leaves nothing that
+could be mistaken for a whole one. Reading it needs no TensorFlow; making it does, in a process of its
+own, whose memory goes back to the system.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
 import shutil
 import subprocess
 import sys
@@ -28,14 +28,15 @@ from tqdm import tqdm
 
 from model.config import EncoderConfig
 from model.embedding import FloatArray
-from model.litert import LiteRTWeights
+from model.litert import MODEL_FILE, LiteRTWeights, block_file
+from model.words import WordTable
 from weights.checkpoint import CheckpointError
 from weights.loader import CheckpointLayout, load, read_fingerprint, read_layout
+from weights.mapping import WORDS, encoder_entries, head_entries
 
 # Part of the cache key: raise it when the graph of a block or the layout of the folder changes.
-FORMAT = 1
-BLOCKS, WORD, REST, MANIFEST = "blocks.tflite", "word.npy", "rest.safetensors", "manifest.json"
-WORD_VARIABLE = "embeddings/word_embeddings/weight"
+FORMAT = 2
+WORD, REST, MANIFEST = "word.npy", "rest.safetensors", "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +81,25 @@ def read_converted(folder: Path) -> Converted:
 
 
 def read_weights(converted: Converted) -> LiteRTWeights:
-    """Everything but the blocks; the word embeddings are mapped, not read."""
+    """The embeddings; those of words are mapped, not read."""
     try:
         rest = load_file(converted.folder / REST)
-        word: np.memmap[Any, Any] = np.load(converted.folder / WORD, mmap_mode="r")
+        words = _word_table(converted.folder / WORD)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{converted.folder}: damaged; delete it and start again: {error}") from error
-    # Rows are picked at random: without this each page touched would bring fifteen neighbours along.
-    if (mapped := getattr(word, "_mmap", None)) is not None and hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)
     return LiteRTWeights(
-        word=word,
+        words=words,
         position=rest["embeddings/position_embeddings/weight"],
         token_type=rest["embeddings/token_type_embeddings/weight"],
         norm_weight=rest["embeddings/LayerNorm/weight"],
         norm_bias=rest["embeddings/LayerNorm/bias"],
-        sparse_kernel=rest.get("sparse_linear/kernel"),
-        sparse_bias=rest.get("sparse_linear/bias"),
-        colbert_kernel=rest.get("colbert_linear/kernel"),
-        colbert_bias=rest.get("colbert_linear/bias"),
+        colbert_dim=converted.colbert_dim,
     )
+
+
+def _word_table(file: Path) -> WordTable:
+    table: np.memmap[Any, np.dtype[np.float16]] = np.load(file, mmap_mode="r")
+    return WordTable.in_file(file, table.offset, table.shape, "float16")
 
 
 def convert(source: Path, folder: Path, *, dense_only: bool = False, progress: bool = True) -> None:
@@ -117,16 +117,21 @@ def convert(source: Path, folder: Path, *, dense_only: bool = False, progress: b
 
 
 def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: bool) -> None:
-    from model.litert_graph import merge
+    from model.litert_graph import convert_heads, merge
 
     config = layout.config
     slots, table = _slots(layout, work / WORD)
     loaded = load(layout.folder, slots, dense_only=dense_only)
     table.flush()
-    rest = {name: slot.array for name, slot in slots.items() if not name.startswith("encoder/layer/")}
-    del rest[WORD_VARIABLE]
+    rest = {name: slot.array for name, slot in slots.items() if name.startswith("embeddings/")}
+    del rest[WORDS]
     save_file({name: np.ascontiguousarray(array) for name, array in rest.items()}, work / REST)
-    (work / BLOCKS).write_bytes(merge(_blocks(config, slots, progress)))
+    heads = None
+    if layout.colbert_dim is not None:
+        heads = convert_heads(
+            {name: np.asarray(slot.array, np.float32) for name, slot in slots.items() if "_linear/" in name}
+        )
+    (work / MODEL_FILE).write_bytes(merge(_blocks(config, slots, work, progress), heads))
     manifest = {
         "format": FORMAT,
         "fingerprint": loaded.fingerprint,
@@ -136,7 +141,9 @@ def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: boo
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def _blocks(config: EncoderConfig, slots: dict[str, ArraySlot], progress: bool) -> Iterator[bytes]:
+def _blocks(
+    config: EncoderConfig, slots: dict[str, ArraySlot], work: Path, progress: bool
+) -> Iterator[bytes]:
     from model.litert_graph import convert_block
 
     for number in tqdm(
@@ -148,7 +155,9 @@ def _blocks(config: EncoderConfig, slots: dict[str, ArraySlot], progress: bool) 
         weights = {
             name.removeprefix(prefix): slots.pop(name).array.astype(np.float32, copy=False) for name in names
         }
-        yield convert_block(config, weights)
+        model = convert_block(config, weights)
+        (work / block_file(number)).write_bytes(model)
+        yield model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,15 +182,13 @@ class ArraySlot:
 
 def _slots(layout: CheckpointLayout, word: Path) -> tuple[dict[str, ArraySlot], np.memmap[Any, Any]]:
     """A slot for every variable; word embeddings go straight into their file, which is returned too."""
-    from weights.mapping import encoder_entries, head_entries
-
     entries = list(encoder_entries(layout.config))
     if layout.colbert_dim is not None:
         entries += [e for part in head_entries(layout.config, layout.colbert_dim).values() for e in part]
     slots = {entry.variable: entry.variable_shape for entry in entries}
-    table = np.lib.format.open_memmap(word, mode="w+", dtype=np.float16, shape=slots.pop(WORD_VARIABLE))
+    table = np.lib.format.open_memmap(word, mode="w+", dtype=np.float16, shape=slots.pop(WORDS))
     arrays = {name: ArraySlot(np.zeros(shape, np.float32)) for name, shape in slots.items()}
-    return {WORD_VARIABLE: ArraySlot(table)} | arrays, table
+    return {WORDS: ArraySlot(table)} | arrays, table
 
 
 def main() -> int:

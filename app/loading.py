@@ -8,23 +8,27 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
-from app.converting import BLOCKS, converted_checkpoint, read_weights
+from app.converting import converted_checkpoint, read_weights
 from app.ports import ModelCard
 from app.settings import Settings
 from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
-from model.embedding import Embedding, IntArray, Output
+from model.embedding import Embedding, FloatArray, IntArray, Output
 from model.engine import Engine, Pooling, Precision
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
+from model.words import STORED_TYPES, WordTable
 from weights.checkpoint import CheckpointError
 from weights.fetch import ResolvedCheckpoint, resolve_checkpoint
-from weights.loader import LoadedCheckpoint, load, read_layout
+from weights.loader import CheckpointLayout, LoadedCheckpoint, Slot, load, read_layout, read_words
+from weights.mapping import WORDS
 
 if TYPE_CHECKING:
     from model.litert import LiteRTEngine
@@ -142,7 +146,7 @@ def load_int8(
     tokenizer = _tokenizer(folder, converted.config)
     engine = LiteRTEngine(
         converted.config,
-        converted.folder / BLOCKS,
+        converted.folder,
         read_weights(converted),
         unused_ids=tokenizer.unused_ids,
         threads=threads or cores(),
@@ -164,8 +168,10 @@ def load_engine(
     from model.tensorflow_engine import MAX_SCORES, TensorFlowEngine
 
     layout = read_layout(folder, dense_only=dense_only)
+    words, slot = _words(layout)
     engine = TensorFlowEngine(
         layout.config,
+        words,
         colbert_dim=layout.colbert_dim,
         unused_ids=unused_ids,
         precision=precision,
@@ -185,7 +191,34 @@ def load_engine(
             bar.total = total
             bar.update(done - bar.n)
 
-        return engine, load(folder, engine.slots, dense_only=dense_only, progress=show)
+        # The graph does not depend on what the variables hold: it is made while they are filled.
+        with ThreadPoolExecutor(1) as pool:
+            ready = pool.submit(engine.warm_up)
+            slots: dict[str, Slot] = {**engine.slots, WORDS: slot}
+            loaded = load(folder, slots, dense_only=dense_only, progress=show)
+            ready.result()
+        return engine, loaded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _WordSlot:
+    """Takes the word embeddings while a checkpoint is read and checked; `array` None lets them pass."""
+
+    shape: tuple[int, ...]
+    array: FloatArray | None
+
+    def write(self, start: int, rows: FloatArray) -> None:
+        if self.array is not None:
+            self.array[start : start + len(rows)] = rows
+
+
+def _words(layout: CheckpointLayout) -> tuple[WordTable, _WordSlot]:
+    """The table of word embeddings: in the checkpoint's own file where its layout allows, else in memory."""
+    info = read_words(layout.folder)
+    if info.offset is not None and info.dtype in STORED_TYPES:
+        return WordTable.in_file(info.file, info.offset, info.shape, info.dtype), _WordSlot(info.shape, None)
+    rows = np.zeros(info.shape, np.float32)
+    return WordTable(rows), _WordSlot(info.shape, rows)
 
 
 def cores() -> int:

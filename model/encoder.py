@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from model.config import EncoderConfig
@@ -21,31 +20,36 @@ Tensor = Any  # TensorFlow ships no types; the shape comments say what mypy cann
 _MASKED = -1e9  # added to the scores of padding keys: exp() makes it exactly 0 in float32
 
 
-class Linear(keras.layers.Layer):  # type: ignore[misc]
+def variable(shape: tuple[int, ...], dtype: str) -> Tensor:
+    """A weight, zero until a checkpoint fills it."""
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False)
+
+
+class Linear(tf.Module):  # type: ignore[misc]
     """y = x W + b with W [in, out]. Shape: [S, in] -> [S, out]."""
 
     def __init__(self, inputs: int, outputs: int, *, gelu: bool = False, dtype: str) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         self._gelu = gelu
-        self.kernel = self.add_weight(name="kernel", shape=(inputs, outputs), initializer="zeros")
-        self.bias = self.add_weight(name="bias", shape=(outputs,), initializer="zeros")
+        self.kernel = variable((inputs, outputs), dtype)
+        self.bias = variable((outputs,), dtype)
 
-    def call(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Matmul, bias and (where asked) the exact, erf-based GELU: TensorFlow fuses the three."""
-        y = tf.nn.bias_add(tf.matmul(x, tf.convert_to_tensor(self.kernel)), tf.convert_to_tensor(self.bias))
+        y = tf.nn.bias_add(tf.matmul(x, self.kernel), self.bias)
         return tf.nn.gelu(y, approximate=False) if self._gelu else y
 
 
-class LayerNorm(keras.layers.Layer):  # type: ignore[misc]
+class LayerNorm(tf.Module):  # type: ignore[misc]
     """LayerNorm over the last axis, computed in float32 whatever the precision. Shape: [S, D] -> [S, D]."""
 
     def __init__(self, size: int, epsilon: float) -> None:
-        super().__init__(dtype="float32", autocast=False)
+        super().__init__()
         self._epsilon = epsilon
-        self.weight = self.add_weight(name="weight", shape=(size,), initializer="ones")
-        self.bias = self.add_weight(name="bias", shape=(size,), initializer="zeros")
+        self.weight = variable((size,), "float32")
+        self.bias = variable((size,), "float32")
 
-    def call(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Biased variance, as torch computes it."""
         wide = tf.cast(x, tf.float32)
         centred = wide - tf.reduce_mean(wide, axis=-1, keepdims=True)
@@ -54,40 +58,37 @@ class LayerNorm(keras.layers.Layer):  # type: ignore[misc]
         return tf.cast(scaled, x.dtype)
 
 
-class Embeddings(keras.layers.Layer):  # type: ignore[misc]
-    """Word + position + token type 0, then LayerNorm. Shape: ids, positions [S] -> [S, D]."""
+class Embeddings(tf.Module):  # type: ignore[misc]
+    """Word + position + token type 0, then LayerNorm. Shapes: word rows [S, D], positions [S] -> [S, D].
+
+    The word embeddings themselves stay outside (`words.py`): their rows come in.
+    """
 
     def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         width = config.hidden_size
-        self.word = self.add_weight(name="word", shape=(config.vocab_size, width), initializer="zeros")
-        self.position = self.add_weight(
-            name="position", shape=(config.max_position_embeddings, width), initializer="zeros"
-        )
-        self.token_type = self.add_weight(
-            name="token_type", shape=(config.type_vocab_size, width), initializer="zeros"
-        )
+        self.position = variable((config.max_position_embeddings, width), dtype)
+        self.token_type = variable((config.type_vocab_size, width), dtype)
         self.norm = LayerNorm(width, config.layer_norm_eps)
 
-    def call(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Rows are looked up where they lie: the tables are never copied."""
-        word = tf.nn.embedding_lookup(self.word.value, ids)
-        position = tf.nn.embedding_lookup(self.position.value, positions)
-        return self.norm(word + tf.convert_to_tensor(self.token_type)[0] + position)
+    def __call__(self, words: Tensor, positions: Tensor) -> Tensor:
+        """Rows are looked up where they lie: the table of positions is never copied."""
+        position = tf.nn.embedding_lookup(self.position, positions)
+        return self.norm(tf.cast(words, position.dtype) + self.token_type[0] + position)
 
 
-class SelfAttention(keras.layers.Layer):  # type: ignore[misc]
+class SelfAttention(tf.Module):  # type: ignore[misc]
     """softmax(Q K^T / sqrt(d)) V, each text attending to itself alone. Shape: [S, D] -> [S, D]."""
 
     def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         width = config.hidden_size
         self._heads, self._head_size = config.num_attention_heads, config.head_size
         self.query = Linear(width, width, dtype=dtype)
         self.key = Linear(width, width, dtype=dtype)
         self.value = Linear(width, width, dtype=dtype)
 
-    def call(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
         """Walk over the tiles of a `PackedBatch`; see `packing.py` for what `plan` holds."""
         scale = tf.cast(self._head_size**-0.5, x.dtype)
         q, k, v = self.query(x) * scale, self.key(x), self.value(x)  # [S, D] each
@@ -126,11 +127,11 @@ class SelfAttention(keras.layers.Layer):  # type: ignore[misc]
         return tf.matmul(tf.cast(tf.nn.softmax(scores + mask), v.dtype), v)
 
 
-class Block(keras.layers.Layer):  # type: ignore[misc]
+class Block(tf.Module):  # type: ignore[misc]
     """Attention and feed-forward, each followed by add and LayerNorm. Shape: [S, D] -> [S, D]."""
 
     def __init__(self, config: EncoderConfig, *, dtype: str) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.attention = SelfAttention(config, dtype=dtype)
         self.attention_output = Linear(width, width, dtype=dtype)
@@ -139,34 +140,33 @@ class Block(keras.layers.Layer):  # type: ignore[misc]
         self.output_dense = Linear(inner, width, dtype=dtype)
         self.output_norm = LayerNorm(width, config.layer_norm_eps)
 
-    def call(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
         """One post-LayerNorm block."""
         x = self.attention_norm(self.attention_output(self.attention(x, plan)) + x)
         return self.output_norm(self.output_dense(self.intermediate(x)) + x)
 
 
-class Encoder(keras.Model):  # type: ignore[misc]
-    """Token ids to last hidden states, for any depth, width and vocabulary.
+class Encoder(tf.Module):  # type: ignore[misc]
+    """Word embeddings to last hidden states, for any depth, width and vocabulary.
 
-    Shape: the arrays of a `PackedBatch` -> [S, D] in `dtype` (`float32`, `float16`, `bfloat16`).
+    Shape: word rows [S, D] and the arrays of a `PackedBatch` -> [S, D] in `dtype`.
     """
 
     def __init__(self, config: EncoderConfig, *, dtype: str = "float32") -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         self.embeddings = Embeddings(config, dtype=dtype)
         self.blocks = [Block(config, dtype=dtype) for _ in range(config.num_hidden_layers)]
 
-    def call(self, ids: Tensor, positions: Tensor, plan: dict[str, Tensor]) -> Tensor:
+    def __call__(self, words: Tensor, positions: Tensor, plan: dict[str, Tensor]) -> Tensor:
         """The last hidden state of every packed token."""
-        x = self.embeddings(ids, positions)
+        x = self.embeddings(words, positions)
         for block in self.blocks:
             x = block(x, plan)
         return x
 
     def named_variables(self) -> dict[str, Tensor]:
-        """Every variable by its checkpoint name; `weights.mapping` lists the same names."""
+        """Every variable by its checkpoint name; `weights.mapping` lists these and the word embeddings."""
         named = {
-            "embeddings/word_embeddings/weight": self.embeddings.word,
             "embeddings/position_embeddings/weight": self.embeddings.position,
             "embeddings/token_type_embeddings/weight": self.embeddings.token_type,
             **_norm("embeddings/LayerNorm", self.embeddings.norm),

@@ -7,18 +7,17 @@ the arrays, text by text, is in `outputs.py`.
 
 from __future__ import annotations
 
-import keras
 import tensorflow as tf
 
 from model.encoder import Linear, Tensor, linear_variables
 from model.engine import Pooling
 
 
-class Heads(keras.layers.Layer):  # type: ignore[misc]
+class Heads(tf.Module):  # type: ignore[misc]
     """The two learned heads. A dense-only model has none of them."""
 
     def __init__(self, hidden_size: int, colbert_dim: int, *, dtype: str) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         self.sparse_linear = Linear(hidden_size, 1, dtype=dtype)
         self.colbert_linear = Linear(hidden_size, colbert_dim, dtype=dtype)
 

@@ -3,7 +3,8 @@
 Legend: B texts, S rows of a sequence, D hidden, C ColBERT dimension, V vocabulary.
 A sequence is one text, or several short ones side by side that a mask keeps apart: no pad is ever
 computed. Word embeddings stay in a memory-mapped table, so only touched rows are read; embeddings
-and heads are float32. Not thread-safe: one thread calls it.
+and heads are float32. Nothing here calls NumPy's matmul: the threads of its BLAS spin for a while after
+each product, which took a quarter of the encoder's speed. Not thread-safe: one thread calls it.
 """
 
 from __future__ import annotations
@@ -22,35 +23,42 @@ from model.engine import Pooling, Precision, check_batch, check_outputs
 from model.mapped import release_pages
 from model.outputs import split_embeddings
 from model.packing import positions
+from model.words import WordTable
 
 # Short texts share a sequence up to this many rows: enough to keep the int8 products busy, few enough
 # that the attention between texts, computed and masked away, costs less than it gains.
 _SHARED_ROWS = 128
 # Attention scores (heads * query rows * rows) of one step: 2^25 float32 are 128 MiB.
 _MAX_SCORES = 1 << 25
-# A sequence of more rows than this is worth opening each block afresh, half a second for 24 of them.
+# Beyond this many rows the blocks run one by one, each opened afresh.
 _LONG_ROWS = 1024
 _MASKED = -1e9
+
+MODEL_FILE = "model.tflite"
+"""All blocks and the heads."""
+
+
+def block_file(number: int) -> str:
+    """Name of the file of one block alone."""
+    return f"block_{number:02d}.tflite"
+
 
 Runner = Callable[..., dict[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiteRTWeights:
-    """What lies beside the blocks. `word` [V, D] float16 and memory-mapped, the rest float32.
+    """The embeddings, which lie beside the model.
 
-    Heads are None in a dense-only model.
+    `colbert_dim` is None in a dense-only model, which has no heads.
     """
 
-    word: NDArray[np.float16]
+    words: WordTable
     position: FloatArray
     token_type: FloatArray
     norm_weight: FloatArray
     norm_bias: FloatArray
-    sparse_kernel: FloatArray | None
-    sparse_bias: FloatArray | None
-    colbert_kernel: FloatArray | None
-    colbert_bias: FloatArray | None
+    colbert_dim: int | None
 
 
 class LiteRTEngine:
@@ -59,7 +67,7 @@ class LiteRTEngine:
     def __init__(
         self,
         config: EncoderConfig,
-        model: Path,
+        folder: Path,
         weights: LiteRTWeights,
         *,
         unused_ids: Collection[int],
@@ -68,7 +76,7 @@ class LiteRTEngine:
         max_scores: int = _MAX_SCORES,
         long_rows: int = _LONG_ROWS,
     ) -> None:
-        """`model` is the merged file of `litert_graph.merge`; `threads` those of one product."""
+        """`folder` holds what `litert_graph` made, by the names below; `threads` are those of one product."""
         self.config = config
         self.precision: Precision = "int8"
         self._weights = weights
@@ -76,22 +84,23 @@ class LiteRTEngine:
         self._pooling = pooling
         self._max_scores = max_scores
         self._long_rows = long_rows
-        self._model, self._threads = model, threads
-        interpreter = self._open()
-        self._blocks = [self._runner(interpreter, number) for number in range(config.num_hidden_layers)]
-        # The first pass packs every block's weights; from then on the file itself is hardly read.
-        self.forward([np.array([config.bos_token_id, config.eos_token_id], np.int32)], ["dense"])
-        release_pages(model)
+        self._folder, self._threads = folder, threads
+        interpreter = self._open(MODEL_FILE)
+        self._encoder = self._runner(interpreter, "encoder")
+        self._head_runner = None if self.colbert_dim is None else self._runner(interpreter, "heads")
+        # The first pass packs the weights; from then on the file itself is hardly read.
+        self.forward([np.array([config.bos_token_id, config.eos_token_id], np.int32)], self.outputs)
+        release_pages(folder / MODEL_FILE)
 
     @property
     def colbert_dim(self) -> int | None:
         """Width of a ColBERT vector; None without heads."""
-        return None if self._weights.colbert_bias is None else len(self._weights.colbert_bias)
+        return self._weights.colbert_dim
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """All three, or `dense` alone."""
-        return ("dense",) if self._weights.sparse_kernel is None else OUTPUTS
+        return ("dense",) if self.colbert_dim is None else OUTPUTS
 
     def forward(
         self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
@@ -109,27 +118,26 @@ class LiteRTEngine:
                 found[number] = embedding
         return [embedding for embedding in found if embedding is not None]
 
-    def _open(self) -> Interpreter:
-        # Given by path, the file is memory-mapped; weights are packed when a block is first used.
-        return Interpreter(model_path=str(self._model), num_threads=self._threads)
+    def _open(self, name: str) -> Interpreter:
+        # Given by path, the file is memory-mapped; all its weights are packed when it is first used.
+        return Interpreter(model_path=str(self._folder / name), num_threads=self._threads)
 
     @staticmethod
-    def _runner(interpreter: Interpreter, number: int) -> Runner:
-        found: Runner = interpreter.get_signature_runner(f"block_{number}")
+    def _runner(interpreter: Interpreter, signature: str) -> Runner:
+        found: Runner = interpreter.get_signature_runner(signature)
         return found
 
     def _encode(self, ids: IntArray, starts: IntArray) -> FloatArray:
         """Last hidden states of a sequence. Shapes: [S], [texts + 1] -> [S, D]."""
         x = self._embed(ids, starts)
         mask = _mask(starts)
-        if len(ids) <= self._long_rows:
-            for block in self._blocks:
-                x = self._step(block, x, mask)
-            return x
-        # A block keeps buffers for the longest sequence that it has seen. For a long text each block
-        # is opened afresh and dropped, so that 24 of them never hold such buffers at once.
+        rows = len(ids)
+        if rows <= self._long_rows and self.config.num_attention_heads * rows * rows <= self._max_scores:
+            return self._encoder(states=x, mask=mask)["states"]
+        # An interpreter keeps buffers for the longest sequence that it has seen. For a long text each block
+        # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
-            x = self._step(self._runner(self._open(), number), x, mask)
+            x = self._step(self._runner(self._open(block_file(number)), "block"), x, mask)
         return x
 
     def _step(self, block: Runner, x: FloatArray, mask: FloatArray) -> FloatArray:
@@ -147,11 +155,15 @@ class LiteRTEngine:
     def _embed(self, ids: IntArray, starts: IntArray) -> FloatArray:
         w = self._weights
         places = positions(ids, starts, self.config.pad_token_id)
-        x = w.word[ids].astype(np.float32) + w.token_type[0] + w.position[places]
-        centred = x - x.mean(axis=1, keepdims=True)
-        variance = np.square(centred).mean(axis=1, keepdims=True)
-        scaled = centred / np.sqrt(variance + np.float32(self.config.layer_norm_eps))
-        return np.asarray(scaled * w.norm_weight + w.norm_bias, np.float32)
+        x = w.words.rows(ids)
+        x += w.token_type[0]
+        x += w.position[places]
+        x -= x.mean(axis=1, keepdims=True)
+        variance = np.einsum("sd,sd->s", x, x) / np.float32(x.shape[1])
+        x *= (1 / np.sqrt(variance + np.float32(self.config.layer_norm_eps)))[:, None]
+        x *= w.norm_weight
+        x += w.norm_bias
+        return x
 
     def _heads(
         self,
@@ -161,14 +173,13 @@ class LiteRTEngine:
         outputs: Collection[Output],
         normalize: bool,
     ) -> list[Embedding]:
-        w = self._weights
         dense = token_weights = vectors = None
         if "dense" in outputs:
             dense = _unit_rows(self._pool(hidden, starts), normalize)
-        if "sparse" in outputs and w.sparse_kernel is not None and w.sparse_bias is not None:
-            token_weights = np.maximum(hidden @ w.sparse_kernel[:, 0] + w.sparse_bias[0], 0)
-        if "colbert" in outputs and w.colbert_kernel is not None and w.colbert_bias is not None:
-            vectors = _unit_rows(hidden @ w.colbert_kernel + w.colbert_bias, normalize)
+        if self._head_runner is not None and ("sparse" in outputs or "colbert" in outputs):
+            made = self._head_runner(states=hidden)
+            token_weights = made["token_weights"][:, 0] if "sparse" in outputs else None
+            vectors = _unit_rows(made["vectors"], normalize) if "colbert" in outputs else None
         return split_embeddings(
             members,
             starts,
@@ -217,5 +228,5 @@ def _rows_of(mask: FloatArray, start: int, stop: int) -> FloatArray:
 def _unit_rows(rows: FloatArray, normalize: bool) -> FloatArray:
     if not normalize:
         return rows
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
+    lengths = np.sqrt(np.einsum("sd,sd->s", rows, rows))
+    return np.asarray(rows / np.maximum(lengths, np.float32(1e-12))[:, None], np.float32)

@@ -20,6 +20,7 @@ from model.engine import DeviceError, Pooling, Precision, check_batch, check_out
 from model.heads import Heads, pool, unit_rows
 from model.outputs import split_embeddings
 from model.packing import PackedBatch, pack
+from model.words import WordTable
 
 # 2^22 float32 scores are 16 MiB: a tile of attention that stays near the cache.
 MAX_SCORES = 1 << 22
@@ -45,20 +46,21 @@ class VariableSlot:
         """
         values = tf.cast(rows, self.variable.dtype)
         if rows.shape == self.shape:
-            self.variable.value.assign(values)
+            self.variable.assign(values)
             return
         # The raw operation: `variable[start:stop].assign` would read the variable, and so copy it, first.
         tf.raw_ops.ResourceStridedSliceAssign(
-            ref=self.variable.value.handle, begin=[start], end=[start + len(rows)], strides=[1], value=values
+            ref=self.variable.handle, begin=[start], end=[start + len(rows)], strides=[1], value=values
         )
 
 
 class TensorFlowEngine:
-    """Encoder and heads as TensorFlow variables, zero until a checkpoint fills `slots`."""
+    """Encoder and heads as TensorFlow variables, zero until a checkpoint fills `slots`; words apart."""
 
     def __init__(
         self,
         config: EncoderConfig,
+        words: WordTable,
         *,
         colbert_dim: int | None,
         unused_ids: Collection[int],
@@ -78,6 +80,7 @@ class TensorFlowEngine:
         self._pooling = pooling
         self._unused_ids = frozenset(unused_ids)
         self._max_scores = max_scores
+        self._words = words
         self._encoder = Encoder(config, dtype=precision)
         self._heads = None if colbert_dim is None else Heads(config.hidden_size, colbert_dim, dtype=precision)
         rows = tf.TensorSpec([None], tf.int32)
@@ -89,7 +92,8 @@ class TensorFlowEngine:
             "gather": rows,
         }
         # The signature leaves every size open: one trace serves all batches.
-        self._encode = tf.function(self._encoder.call, input_signature=[rows, rows, plan])
+        states = tf.TensorSpec([None, config.hidden_size], tf.float32)
+        self._encode = tf.function(self._encoder, input_signature=[states, rows, plan])
         hidden = tf.TensorSpec([None, config.hidden_size], precision)
         switch = tf.TensorSpec([], tf.bool)
         self._dense_head = tf.function(self._dense, input_signature=[hidden, rows, switch])
@@ -108,7 +112,7 @@ class TensorFlowEngine:
 
     @property
     def slots(self) -> dict[str, VariableSlot]:
-        """Every variable by its checkpoint name, for the loader to fill."""
+        """Every variable by its checkpoint name, for the loader to fill; the words are not among them."""
         named = self._encoder.named_variables()
         if self._heads is not None:
             named |= self._heads.named_variables()
@@ -128,6 +132,10 @@ class TensorFlowEngine:
             vectors=self._colbert_head(hidden, normalize).numpy() if "colbert" in outputs else None,
             unused=self._unused_ids,
         )
+
+    def warm_up(self) -> None:
+        """Trace and optimise the graph, some seconds for 24 blocks; `slots` may be filled meanwhile."""
+        self.forward([np.array([self.config.bos_token_id], np.int32)], self.outputs)
 
     def hidden_states(self, batch: Sequence[IntArray]) -> list[NDArray[np.float32]]:
         """The last hidden states of each text, [T, D]: for parity tests, no head applied."""
@@ -149,7 +157,7 @@ class TensorFlowEngine:
             "visible": packed.visible,
             "gather": packed.gather,
         }
-        return self._encode(packed.ids, packed.positions, plan), packed
+        return self._encode(self._words.rows(packed.ids), packed.positions, plan), packed
 
     def _dense(self, hidden: Tensor, starts: Tensor, normalize: Tensor) -> Tensor:
         pooled = pool(hidden, starts, self._pooling)

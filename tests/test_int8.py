@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.converting import BLOCKS, MANIFEST, convert, converted_checkpoint, read_converted, read_weights
+from app.converting import MANIFEST, convert, converted_checkpoint, read_converted, read_weights
 from app.golden import GOLDEN_FILE, read_golden
 from app.loading import load_int8
 from model.embedder import Embedder
 from model.embedding import OUTPUTS
-from model.litert import LiteRTEngine, sequences
+from model.litert import MODEL_FILE, LiteRTEngine, sequences
 from model.mapped import release_pages
 from tests.parity.compare import cosine
 from tests.reference import make_checkpoint, random_batch, reference_outputs
+from tests.test_words import resident_bytes
 from weights.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,7 @@ def test_random_checkpoints_are_close_in_every_case(heads: int, seed: int, tmp_p
     for max_scores, long_rows in ((1 << 25, 1024), (500, 1024), (500, 50)):
         engine = LiteRTEngine(
             converted.config,
-            converted.folder / BLOCKS,
+            converted.folder,
             weights,
             unused_ids=(0, 1, 2, 3),
             threads=2,
@@ -116,9 +117,9 @@ def test_bad_input_is_refused_as_by_the_float_engine(engine: LiteRTEngine) -> No
 
 def test_a_conversion_is_made_once_and_found_again(cache: Path, engine: LiteRTEngine) -> None:
     first = converted_checkpoint(MINI, cache)
-    before = (first.folder / BLOCKS).stat().st_mtime_ns
+    before = (first.folder / MODEL_FILE).stat().st_mtime_ns
     again = converted_checkpoint(MINI, cache)
-    assert again == first and (again.folder / BLOCKS).stat().st_mtime_ns == before
+    assert again == first and (again.folder / MODEL_FILE).stat().st_mtime_ns == before
     assert [path for path in (cache / "litert").iterdir() if path.name.startswith(".")] == []
 
 
@@ -131,24 +132,13 @@ def test_a_damaged_conversion_says_what_to_do(tmp_path: Path) -> None:
 
 def test_the_converted_files_pages_are_given_back(cache: Path, engine: LiteRTEngine) -> None:
     """A mapped file that was read counts as resident until its pages are released, and can be read after."""
-    path = read_converted(next((cache / "litert").iterdir())).folder / BLOCKS
+    path = read_converted(next((cache / "litert").iterdir())).folder / MODEL_FILE
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         content = mapped[:]
-        before = _resident_bytes(path)
+        before = resident_bytes(path)
         release_pages(path)
-        assert before >= len(content) > 4 * _resident_bytes(path)
+        assert before >= len(content) > 4 * resident_bytes(path)
         assert mapped[:] == content
-
-
-def _resident_bytes(path: Path) -> int:
-    """Resident bytes of a file's mappings in this process."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0]:
-            ours = line.endswith(str(path.resolve()))
-        elif ours and line.startswith("Rss:"):
-            found += int(line.split()[1]) * 1024
-    return found
 
 
 def test_serving_int8_imports_no_tensorflow(cache: Path, engine: LiteRTEngine) -> None:

@@ -20,6 +20,9 @@ from model.config import EncoderConfig
 COLBERT_FILE = "colbert_linear.pt"
 SPARSE_FILE = "sparse_linear.pt"
 
+WORDS = "embeddings/word_embeddings/weight"
+"""The variable of the word embeddings, the one that engines may leave where it lies."""
+
 PREFIXES = ("roberta.", "xlm_roberta.")
 """What a model with a task head puts before the encoder's names."""
 

@@ -28,12 +28,16 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a checkpoint says of one tensor, before any of its values is read."""
+    """What a checkpoint says of one tensor, before any of its values is read.
+
+    `offset` is where its first value lies in the file, in bytes; None where it is not row after row.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    offset: int | None
 
 
 # Little-endian on disk in both formats. bfloat16 has no NumPy type: its bits are widened in `_to_float32`.
@@ -154,7 +158,8 @@ class Tensors:
     def info(self, name: str) -> TensorInfo:
         """What is known of a tensor without reading it. Raises KeyError for a name that is not there."""
         view = self._views[name]
-        return TensorInfo(name, view.dtype, view.shape, view.file.path)
+        offset = view.offset if view.strides == row_major(view.shape) else None
+        return TensorInfo(name, view.dtype, view.shape, view.file.path, offset)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """A copy of rows [start, stop) along axis 0, as float32 in row-major order.
