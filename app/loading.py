@@ -23,6 +23,7 @@ from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
 from model.embedding import Embedding, FloatArray, IntArray, Output
 from model.engine import Engine, Pooling, Precision
+from model.mapped import release_heap
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
 from model.words import STORED_TYPES, WordTable
 from weights.checkpoint import CheckpointError
@@ -121,6 +122,7 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
         vocab_size=config.vocab_size,
         max_length=config.max_length,
     )
+    release_heap()
     embedder = Embedder(tokenizer, engine, max_length=config.max_length, options=options)
     return LoadedModel(card, embedder, checkpoint.folder)
 

@@ -1,6 +1,6 @@
 """The XLM-RoBERTa encoder on TensorFlow: embeddings and N post-LayerNorm blocks, padding-free.
 
-Legend: S packed tokens of a batch, G texts of an attention tile, Tq/Tk its query and key rows,
+Legend: S packed tokens of a batch, G texts of an attention tile, T rows of each, Tq query rows of a step,
 H heads, D hidden, d = D / H, V vocabulary. Source of the arithmetic: RoBERTa as transformers
 computes it (`modeling_xlm_roberta.py`), without dropout and without the pooler, which M3 ignores.
 Variables carry the checkpoint's own names (`weights.mapping` has the table). It does not read
@@ -92,26 +92,30 @@ class SelfAttention(tf.Module):  # type: ignore[misc]
         """Walk over the tiles of a `PackedBatch`; see `packing.py` for what `plan` holds."""
         scale = tf.cast(self._head_size**-0.5, x.dtype)
         q, k, v = self.query(x) * scale, self.key(x), self.value(x)  # [S, D] each
-        count = tf.shape(plan["tile_sizes"])[0]
-        parts = tf.TensorArray(x.dtype, size=count, infer_shape=False, element_shape=[None, x.shape[-1]])
+        parts = tf.TensorArray(
+            x.dtype, size=plan["steps"], infer_shape=False, element_shape=[None, x.shape[-1]]
+        )
 
-        def tile(i: Tensor, q_at: Tensor, k_at: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
+        def tile(i: Tensor, at: Tensor, number: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
             size = plan["tile_sizes"][i]
-            groups, q_rows, k_rows = size[0], size[1], size[2]
-            q_end, k_end = q_at + groups * q_rows, k_at + groups * k_rows
-            keys = plan["keys"][k_at:k_end]
-            hidden = tf.reshape(plan["visible"][k_at:k_end], [groups, 1, 1, k_rows])
-            mask = tf.where(hidden, tf.zeros([], tf.float32), _MASKED)  # [G, 1, 1, Tk]
-            context = self._attend(
-                self._split(tf.gather(q, plan["queries"][q_at:q_end]), groups, q_rows),
-                self._split(tf.gather(k, keys), groups, k_rows),
-                self._split(tf.gather(v, keys), groups, k_rows),
-                mask,
-            )  # [G, H, Tq, d]
-            rows = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [groups * q_rows, x.shape[-1]])
-            return i + 1, q_end, k_end, parts.write(i, rows)
+            groups, length, step = size[0], size[1], size[2]
+            end = at + groups * length
+            rows = plan["rows"][at:end]
+            tq, tk, tv = (self._split(tf.gather(one, rows), groups, length) for one in (q, k, v))
+            hidden = tf.reshape(plan["visible"][at:end], [groups, 1, 1, length])
+            mask = tf.where(hidden, tf.zeros([], tf.float32), _MASKED)  # [G, 1, 1, T]
 
-        zero = tf.constant(0)
+            def attend(begin: Tensor, number: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
+                context = self._attend(tq[:, :, begin : begin + step], tk, tv, mask)  # [G, H, step, d]
+                rows = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, x.shape[-1]])
+                return begin + step, number + 1, parts.write(number, rows)
+
+            _, number, parts = tf.while_loop(
+                lambda begin, *_: begin < length, attend, (zero, number, parts), parallel_iterations=1
+            )
+            return i + 1, end, number, parts
+
+        zero, count = tf.constant(0), tf.shape(plan["tile_sizes"])[0]
         *_, parts = tf.while_loop(
             lambda i, *_: i < count, tile, (zero, zero, zero, parts), parallel_iterations=1
         )
@@ -123,7 +127,7 @@ class SelfAttention(tf.Module):  # type: ignore[misc]
 
     @staticmethod
     def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        scores = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)  # [G, H, Tq, Tk]
+        scores = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)  # [G, H, Tq, T]
         return tf.matmul(tf.cast(tf.nn.softmax(scores + mask), v.dtype), v)
 
 

@@ -28,8 +28,8 @@ from model.words import WordTable
 # Short texts share a sequence up to this many rows: enough to keep the int8 products busy, few enough
 # that the attention between texts, computed and masked away, costs less than it gains.
 _SHARED_ROWS = 128
-# Attention scores (heads * query rows * rows) of one step: 2^25 float32 are 128 MiB.
-_MAX_SCORES = 1 << 25
+# Attention scores (heads * query rows * rows) of one step: 2^24 float32 are 64 MiB.
+_MAX_SCORES = 1 << 24
 # Beyond this many rows the blocks run one by one, each opened afresh.
 _LONG_ROWS = 1024
 _MASKED = -1e9
@@ -137,20 +137,32 @@ class LiteRTEngine:
         # An interpreter keeps buffers for the longest sequence that it has seen. For a long text each block
         # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
-            x = self._step(self._runner(self._open(block_file(number)), "block"), x, mask)
+            x = self._step(self._open(block_file(number)), x, mask)
         return x
 
-    def _step(self, block: Runner, x: FloatArray, mask: FloatArray) -> FloatArray:
-        """One block over a sequence, by parts of its queries where the scores would be too many."""
-        rows = len(x)
-        step = max(1, self._max_scores // (self.config.num_attention_heads * rows))
-        if rows <= step:
-            return block(queries=x, keys=x, mask=mask)["states"]
-        parts = [
-            block(queries=x[at : at + step], keys=x, mask=_rows_of(mask, at, at + step))["states"]
-            for at in range(0, rows, step)
-        ]
-        return np.concatenate(parts)
+    def _step(self, block: Interpreter, x: FloatArray, mask: FloatArray) -> FloatArray:
+        """One block over a long sequence: keys and values of all rows, then some query rows at a time."""
+        step = max(1, self._max_scores // (self.config.num_attention_heads * len(x)))
+        attended = self._runner(block, "project")(states=x)
+        keys, values = attended["keys"], attended["values"]
+        inputs = [entry["index"] for entry in block.get_input_details()]
+        output = block.get_output_details()[0]["index"]
+        found = np.empty_like(x)
+        for start in range(0, len(x), step):
+            rows = x[start : start + step]
+            part = _rows_of(mask, start, start + step)
+            if start == 0 or len(rows) < step:
+                for place, value in zip(inputs, (rows, keys, values, part), strict=True):
+                    block.resize_tensor_input(place, value.shape)
+                block.allocate_tensors()
+                # Set once for all steps of a size: they are as long as the text.
+                block.set_tensor(inputs[1], keys)
+                block.set_tensor(inputs[2], values)
+            block.set_tensor(inputs[0], rows)
+            block.set_tensor(inputs[3], part)
+            block.invoke()
+            found[start : start + step] = block.get_tensor(output)
+        return found
 
     def _embed(self, ids: IntArray, starts: IntArray) -> FloatArray:
         w = self._weights

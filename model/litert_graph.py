@@ -1,10 +1,11 @@
 """The encoder as a LiteRT model with int8 weights, converted block by block and put together.
 
 Legend: T tokens of a sequence, Tq its query rows, D hidden, H heads, I intermediate size, C ColBERT
-dimension. A block is converted alone, so that memory does not grow with depth. `merge` then chains the
-flatbuffers into one graph, so that nothing is copied between blocks and their buffers are shared. The
-blocks are of use alone too, with queries and keys apart, for texts too long to attend in one piece:
-files of their own, because LiteRT packs the weights of every signature of a file.
+dimension, d = D / H. A block is converted alone, so that memory does not grow with depth. `merge` then
+chains the blocks into one graph, so that nothing is copied between them and their buffers are shared.
+A block is of use alone too, in two graphs, for texts too long to attend in one piece: keys and values
+of all rows once, then the rest for some query rows at a time. These are files of their own, because
+LiteRT packs the weights of every graph of a file.
 Needs TensorFlow; `litert.py` runs the result without it.
 """
 
@@ -21,18 +22,18 @@ from ai_edge_litert import schema_py_generated as schema
 from model.config import EncoderConfig
 from model.embedding import FloatArray
 
-QUERIES, KEYS, MASK = range(3)  # inputs of a block, in order
-BLOCK_INPUTS = ("queries", "keys", "mask")
+ATTEND, PROJECT = range(2)
+"""Numbers of a block's graphs; see `convert_block`."""
 
 Tensor = Any
 
 
 def convert_block(config: EncoderConfig, weights: Mapping[str, FloatArray]) -> bytes:
-    """A block as a LiteRT model, signature `block`: int8 products, everything between them in float32.
+    """A block as a LiteRT model of two graphs: int8 products, everything between them in float32.
 
-    `weights` maps the names after `encoder/layer/N/` to arrays ([in, out] kernels). Inputs: `queries`
-    [Tq, D] and `keys` [T, D] (the same rows twice, or a part of a long text and all of it), `mask`
-    [1, Tq or 1, T or 1] added to the scores. Output: `states` [Tq, D].
+    `ATTEND`: `states` [Tq, D], `keys`, `values` [H, T, d] and `mask` [1, Tq or 1, T or 1], which is added
+    to the scores -> [Tq, D]. `PROJECT`, signature `project`: `states` [T, D] -> `keys`, `values`.
+    `weights` maps the names after `encoder/layer/N/` to arrays ([in, out] kernels).
     """
     heads, size = config.num_attention_heads, config.head_size
 
@@ -49,34 +50,34 @@ def convert_block(config: EncoderConfig, weights: Mapping[str, FloatArray]) -> b
         scaled = centred * tf.math.rsqrt(variance + config.layer_norm_eps)
         return scaled * weights[f"{name}/weight"] + weights[f"{name}/bias"]
 
-    def block(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        q = split(linear(queries, "attention/self/query", size**-0.5))
-        k = split(linear(keys, "attention/self/key"))
-        v = split(linear(keys, "attention/self/value"))
-        shares = tf.nn.softmax(tf.matmul(q, k, transpose_b=True) + mask)  # [H, Tq, T]
-        context = tf.reshape(tf.transpose(tf.matmul(shares, v), [1, 0, 2]), [-1, config.hidden_size])
-        x = norm(linear(context, "attention/output/dense") + queries, "attention/output/LayerNorm")
+    def project(states: Tensor) -> tuple[Tensor, Tensor]:
+        return split(linear(states, "attention/self/key")), split(linear(states, "attention/self/value"))
+
+    def attend(states: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        q = split(linear(states, "attention/self/query", size**-0.5))
+        shares = tf.nn.softmax(tf.matmul(q, keys, transpose_b=True) + mask)  # [H, Tq, T]
+        context = tf.reshape(tf.transpose(tf.matmul(shares, values), [1, 0, 2]), [-1, config.hidden_size])
+        x = norm(linear(context, "attention/output/dense") + states, "attention/output/LayerNorm")
         inner = tf.nn.gelu(linear(x, "intermediate/dense"), approximate=False)  # [Tq, I]
         return norm(linear(inner, "output/dense") + x, "output/LayerNorm")
 
-    rows = [None, config.hidden_size]
+    rows, split_rows = [None, config.hidden_size], [heads, None, size]
     signature = [
-        tf.TensorSpec(rows, name="queries"),
-        tf.TensorSpec(rows, name="keys"),
+        tf.TensorSpec(rows, name="states"),
+        tf.TensorSpec(split_rows, name="keys"),
+        tf.TensorSpec(split_rows, name="values"),
         tf.TensorSpec([1, None, None], name="mask"),
     ]
-    converted = _converted(tf.function(block, input_signature=signature), int8=True)
-    model = schema.ModelT.InitFromPackedBuf(converted, 0)
-    graph = model.subgraphs[0]
-    model.signatureDefs = [
-        _signature("block", 0, zip(BLOCK_INPUTS, graph.inputs, strict=True), [("states", graph.outputs[0])])
-    ]
+    model = _appended(None, _converted(tf.function(attend, input_signature=signature), int8=True))
+    model = _appended(model, _converted(tf.function(project, input_signature=signature[:1]), int8=True))
+    model.signatureDefs = [_signature(model, PROJECT, "project", ["states"], ["keys", "values"])]
     return _packed(model)
 
 
-def convert_heads(weights: Mapping[str, FloatArray]) -> bytes:
+def convert_heads(weights: Mapping[str, FloatArray]) -> Any:
     """The lexical and the ColBERT head in float32: `states` [T, D] -> token weights [T, 1], vectors [T, C].
 
+    A model for `merge`.
     `weights` has the checkpoint's names. The lexical weights are past their relu, the vectors not normalised.
     """
 
@@ -90,31 +91,33 @@ def convert_heads(weights: Mapping[str, FloatArray]) -> bytes:
     return _converted(tf.function(heads, input_signature=signature), int8=False)
 
 
-def _converted(traced: Tensor, *, int8: bool) -> bytes:
+def _converted(traced: Tensor, *, int8: bool) -> Any:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()], traced)
     if int8:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    return bytes(converter.convert())
+    return schema.ModelT.InitFromPackedBuf(bytes(converter.convert()), 0)
 
 
-def merge(blocks: Iterable[bytes], heads: bytes | None) -> bytes:
-    """Models of `convert_block` and `convert_heads` as one, with the signatures `encoder` and `heads`."""
+def merge(blocks: Iterable[bytes], heads: Any) -> bytes:
+    """Blocks of `convert_block` and the heads, or None, as one model: signatures `encoder` and `heads`."""
     whole: Any = None
     chain = schema.SubGraphT()
+    chain.name, chain.tensors, chain.operators = b"encoder", [], []
     for source in blocks:
-        model = schema.ModelT.InitFromPackedBuf(source, 0)
-        whole = _appended(whole, model)
-        _extend(chain, model.subgraphs[0])
+        block = schema.ModelT.InitFromPackedBuf(source, 0)
+        whole = _appended(whole, block)
+        attend, project = block.subgraphs
+        if not chain.tensors:
+            chain.tensors = [copy.copy(attend.tensors[attend.inputs[place]]) for place in (0, -1)]
+            chain.inputs, states = [0, 1], 0
+        keys, values = _extend(chain, project, [states])
+        [states] = _extend(chain, attend, [states, keys, values, 1])
+    chain.outputs = [states]
     whole.subgraphs = [chain]
-    inputs = zip(("states", "mask"), chain.inputs, strict=True)
-    whole.signatureDefs = [_signature("encoder", 0, inputs, [("states", chain.outputs[0])])]
+    whole.signatureDefs = [_signature(whole, 0, "encoder", ["states", "mask"], ["states"])]
     if heads is not None:
-        model = schema.ModelT.InitFromPackedBuf(heads, 0)
-        whole = _appended(whole, model)
-        graph = model.subgraphs[0]
-        whole.subgraphs.append(graph)
-        outputs = zip(("token_weights", "vectors"), graph.outputs, strict=True)
-        whole.signatureDefs.append(_signature("heads", 1, [("states", graph.inputs[0])], outputs))
+        whole = _appended(whole, heads)
+        whole.signatureDefs.append(_signature(whole, 1, "heads", ["states"], ["token_weights", "vectors"]))
     return _packed(whole)
 
 
@@ -125,42 +128,36 @@ def _packed(model: Any) -> bytes:
 
 
 def _appended(whole: Any, model: Any) -> Any:
-    """`whole` with the operator codes and buffers of a model, whose graph then refers to them."""
+    """`whole` with the graphs, operator codes and buffers of a model; the graphs then refer to them."""
     if whole is None:
         model.metadata = []
         return model
     codes = [_code(whole.operatorCodes, code) for code in model.operatorCodes]
-    for tensor in model.subgraphs[0].tensors:
-        tensor.buffer += len(whole.buffers)
-    for operator in model.subgraphs[0].operators:
-        operator.opcodeIndex = codes[operator.opcodeIndex]
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.buffer += len(whole.buffers)
+        for operator in graph.operators:
+            operator.opcodeIndex = codes[operator.opcodeIndex]
     whole.buffers += model.buffers
+    whole.subgraphs += model.subgraphs
     return whole
 
 
-def _extend(chain: Any, block: Any) -> None:
-    """Let a block work on what the chain gives so far; its queries and keys are the same rows.
-
-    The chain's inputs are (states, mask).
-    """
-    queries, keys, mask = (int(block.inputs[place]) for place in (QUERIES, KEYS, MASK))
-    if not chain.tensors:
-        chain.name, chain.operators = b"encoder", []
-        chain.tensors = [copy.copy(block.tensors[queries]), copy.copy(block.tensors[mask])]
-        chain.inputs, chain.outputs = [0, 1], [0]
-    moved = {queries: chain.outputs[0], keys: chain.outputs[0], mask: chain.inputs[1]}
-    for place, tensor in enumerate(block.tensors):
+def _extend(chain: Any, graph: Any, inputs: Iterable[int]) -> list[int]:
+    """Let a graph work on tensors of the chain; the numbers of its outputs there."""
+    moved = dict(zip((int(place) for place in graph.inputs), inputs, strict=True))
+    for place, tensor in enumerate(graph.tensors):
         if place not in moved:
             moved[place] = len(chain.tensors)
             chain.tensors.append(copy.copy(tensor))
-    for operator in block.operators:
+    for operator in graph.operators:
         found = copy.copy(operator)
         for field in ("inputs", "outputs", "intermediates"):
             places = getattr(operator, field)
             if places is not None:  # -1 stands for an input that is left out
                 setattr(found, field, [moved[int(place)] if place >= 0 else -1 for place in places])
         chain.operators.append(found)
-    chain.outputs = [moved[int(block.outputs[0])]]
+    return [moved[int(place)] for place in graph.outputs]
 
 
 def _code(known: list[Any], wanted: Any) -> int:
@@ -173,18 +170,18 @@ def _code(known: list[Any], wanted: Any) -> int:
     return len(known) - 1
 
 
-def _signature(
-    name: str, graph: int, inputs: Iterable[tuple[str, int]], outputs: Iterable[tuple[str, int]]
-) -> Any:
+def _signature(model: Any, graph: int, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> Any:
+    """Names for the inputs and outputs of a graph, in its own order, which is that of the traced function."""
     found = schema.SignatureDefT()
     found.signatureKey, found.subgraphIndex = name.encode(), graph
-    found.inputs, found.outputs = _named(inputs), _named(outputs)
+    found.inputs = _named(inputs, model.subgraphs[graph].inputs)
+    found.outputs = _named(outputs, model.subgraphs[graph].outputs)
     return found
 
 
-def _named(tensors: Iterable[tuple[str, int]]) -> list[Any]:
+def _named(names: Iterable[str], tensors: Iterable[int]) -> list[Any]:
     entries = []
-    for name, tensor in tensors:
+    for name, tensor in zip(names, tensors, strict=True):
         entry = schema.TensorMapT()
         entry.name, entry.tensorIndex = name.encode(), int(tensor)
         entries.append(entry)

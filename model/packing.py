@@ -2,8 +2,8 @@
 
 Legend: B texts, T tokens of a text, S = sum of T (the packed rows), H heads.
 Linear layers, GELU and LayerNorm run on the S packed rows, so no pad token is ever multiplied
-there. Attention runs tile by tile: a tile is a few texts of nearly equal length, or a block of
-query rows of one long text, so that memory grows with T and not with T squared.
+there. Attention runs tile by tile: a tile is a few texts of nearly equal length, or one long text whose
+query rows attend some at a time, so that memory grows with T and not with T squared.
 This file is NumPy: it decides, and `encoder.py` computes.
 """
 
@@ -24,34 +24,23 @@ _SMALL_TEXT = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """Query rows that attend together: `queries` [G, Tq] and `keys` [G, Tk] are packed row numbers.
-
-    Row number -1 stands for padding.
-    """
-
-    queries: IntArray
-    keys: IntArray
-
-
-@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """A batch as flat arrays, ready for one forward pass.
 
     Shapes: `ids`, `positions` [S]; `starts` [B + 1] (text b is rows starts[b]:starts[b + 1]);
-    `tile_sizes` [tiles, 3] as (G, Tq, Tk); `queries`, `keys` all tiles' row numbers one after
-    another, padding as row 0; `visible` beside `keys`, False at padding; `gather` [S]: where each
-    packed row lies among `queries`. All int32 but `visible`.
+    `tile_sizes` [tiles, 3] as (texts, rows of each, query rows at a time); `rows` all tiles' row numbers
+    one after another, padding as row 0; `visible` beside them, False at padding; `gather` [S]: where each
+    packed row lies among `rows`; `steps` how often query rows attend. All int32 but `visible`.
     """
 
     ids: IntArray
     positions: IntArray
     starts: IntArray
     tile_sizes: IntArray
-    queries: IntArray
-    keys: IntArray
+    rows: IntArray
     visible: NDArray[np.bool_]
     gather: IntArray
+    steps: int
 
 
 def pack(batch: Sequence[IntArray], *, pad_token_id: int, num_heads: int, max_scores: int) -> PackedBatch:
@@ -67,20 +56,19 @@ def pack(batch: Sequence[IntArray], *, pad_token_id: int, num_heads: int, max_sc
     np.cumsum(lengths, out=starts[1:])
     ids = np.concatenate(batch).astype(np.int32, copy=False)
     found = list(tiles(lengths, starts, num_heads=num_heads, max_scores=max_scores))
-    queries = np.concatenate([tile.queries.ravel() for tile in found])
-    keys = np.concatenate([tile.keys.ravel() for tile in found])
+    rows = np.concatenate([tile.ravel() for tile, _ in found])
     gather = np.zeros(ids.size, np.int32)
-    real = np.flatnonzero(queries >= 0)
-    gather[queries[real]] = real
+    real = np.flatnonzero(rows >= 0)
+    gather[rows[real]] = real
     return PackedBatch(
         ids=ids,
         positions=positions(ids, starts, pad_token_id),
         starts=starts,
-        tile_sizes=np.array([(*tile.queries.shape, tile.keys.shape[1]) for tile in found], np.int32),
-        queries=np.maximum(queries, 0),
-        keys=np.maximum(keys, 0),
-        visible=keys >= 0,
+        tile_sizes=np.array([(*tile.shape, step) for tile, step in found], np.int32),
+        rows=np.maximum(rows, 0),
+        visible=rows >= 0,
         gather=gather,
+        steps=sum(-(-tile.shape[1] // step) for tile, step in found),
     )
 
 
@@ -97,29 +85,25 @@ def positions(ids: IntArray, starts: IntArray, pad_token_id: int) -> IntArray:
     return np.asarray(pad_token_id + within * counted, np.int32)
 
 
-def tiles(lengths: IntArray, starts: IntArray, *, num_heads: int, max_scores: int) -> Iterator[Tile]:
-    """Cut the attention of a batch into tiles of at most `max_scores` scores, longest texts first.
+def tiles(
+    lengths: IntArray, starts: IntArray, *, num_heads: int, max_scores: int
+) -> Iterator[tuple[IntArray, int]]:
+    """Cut the attention of a batch into tiles, longest texts first.
 
-    A text whose own T * T * H is over the bound is cut into blocks of query rows (at least one).
+    A tile is its row numbers [texts, rows], -1 for padding, and how many query rows attend at a time: all,
+    except where one text's own T * T * H scores are over `max_scores`; then as many as fit, at least one.
     """
     order = np.argsort(-lengths, kind="stable")
     first = 0
     while first < order.size:
         longest = int(lengths[order[first]])
-        if longest * longest * num_heads > max_scores:
-            block = max(1, max_scores // (longest * num_heads))
-            rows = _rows(starts, order[first : first + 1], longest)
-            for begin in range(0, longest, block):
-                yield Tile(queries=rows[:, begin : begin + block], keys=rows)
-            first += 1
-            continue
-        room = max_scores // (longest * longest * num_heads)
+        room = max(1, max_scores // (longest * longest * num_heads))
         shortest = min((1 - _MAX_PADDING) * longest, longest - 1) if longest > _SMALL_TEXT else 1
         last = first + 1
         while last < order.size and last - first < room and lengths[order[last]] >= shortest:
             last += 1
-        rows = _rows(starts, order[first:last], longest)
-        yield Tile(queries=rows, keys=rows)
+        step = longest if last - first > 1 else max(1, min(longest, max_scores // (longest * num_heads)))
+        yield _rows(starts, order[first:last], longest), step
         first = last
 
 

@@ -22,8 +22,8 @@ from model.outputs import split_embeddings
 from model.packing import PackedBatch, pack
 from model.words import WordTable
 
-# 2^22 float32 scores are 16 MiB: a tile of attention that stays near the cache.
-MAX_SCORES = 1 << 22
+# Attention scores of one step (texts * heads * query rows * rows): 2^23 float32 are 32 MiB.
+MAX_SCORES = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class TensorFlowEngine:
         rows = tf.TensorSpec([None], tf.int32)
         plan = {
             "tile_sizes": tf.TensorSpec([None, 3], tf.int32),
-            "queries": rows,
-            "keys": rows,
+            "rows": rows,
+            "steps": tf.TensorSpec([], tf.int32),
             "visible": tf.TensorSpec([None], tf.bool),
             "gather": rows,
         }
@@ -152,8 +152,8 @@ class TensorFlowEngine:
         )
         plan = {
             "tile_sizes": packed.tile_sizes,
-            "queries": packed.queries,
-            "keys": packed.keys,
+            "rows": packed.rows,
+            "steps": np.int32(packed.steps),
             "visible": packed.visible,
             "gather": packed.gather,
         }

@@ -86,22 +86,23 @@ def test_every_token_attends_to_its_own_text_exactly_once(
     packed = pack(batch, pad_token_id=1, num_heads=heads, max_scores=max_scores)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     seen = np.zeros(len(owner), int)
-    q_at = k_at = 0
-    for groups, q_rows, k_rows in packed.tile_sizes:
-        queries = packed.queries[q_at : q_at + groups * q_rows].reshape(groups, q_rows)
-        keys = packed.keys[k_at : k_at + groups * k_rows].reshape(groups, k_rows)
-        visible = packed.visible[k_at : k_at + groups * k_rows].reshape(groups, k_rows)
+    at = steps = 0
+    for groups, length, step in packed.tile_sizes:
+        rows = packed.rows[at : at + groups * length].reshape(groups, length)
+        visible = packed.visible[at : at + groups * length].reshape(groups, length)
         for group in range(groups):
-            text = owner[keys[group][visible[group]][0]]
-            assert keys[group][visible[group]].tolist() == np.flatnonzero(owner == text).tolist()
-        if groups * q_rows * k_rows * heads > max_scores:
-            assert groups == 1 and q_rows == 1, "over the bound only where nothing smaller exists"
-        here = packed.gather[(packed.gather >= q_at) & (packed.gather < q_at + groups * q_rows)]
+            text = owner[rows[group][visible[group]][0]]
+            assert rows[group][visible[group]].tolist() == np.flatnonzero(owner == text).tolist()
+        if groups * step * length * heads > max_scores:
+            assert groups == 1 and step == 1, "over the bound only where nothing smaller exists"
+        assert groups == 1 or step == length
+        here = packed.gather[(packed.gather >= at) & (packed.gather < at + groups * length)]
         for place in here:
-            row = queries.ravel()[place - q_at]
+            row = rows.ravel()[place - at]
             seen[row] += 1
-            assert owner[row] == owner[keys[(place - q_at) // q_rows][0]]
-        q_at, k_at = q_at + groups * q_rows, k_at + groups * k_rows
+            assert owner[row] == owner[rows[(place - at) // length][0]]
+        at, steps = at + groups * length, steps - (-length // step)
+    assert steps == packed.steps
     assert (seen == 1).all()
 
 
