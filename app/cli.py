@@ -1,4 +1,4 @@
-"""The command line: `trivec serve | embed | index | search | selftest | download`.
+"""The command line: `trivec serve | embed | index | search | selftest | download | export`.
 
 Settings of the environment are options here, under the same names. It prints results to standard
 output, everything else to standard error; the exit status is 0, 1 for a fault, 2 for wrong usage.
@@ -100,6 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(download, ("checkpoint", "revision", "cache_dir"))
     download.add_argument("--no-progress", action="store_true")
     download.set_defaults(run=_download)
+
+    export = commands.add_parser("export", help="convert a checkpoint for the int8 engine")
+    export.add_argument("--format", choices=("litert",), default="litert", help="the only one so far")
+    export.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        default=None,
+        help="a new folder that serves without the checkpoint; else the cache of converted checkpoints",
+    )
+    _add_settings(export, ("checkpoint", "revision", "dense_only", "cache_dir", "converted_dir"))
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -284,6 +296,20 @@ def _download(options: argparse.Namespace) -> int:
 
     found = resolve(_settings(options), progress=not options.no_progress)
     print(found.folder)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from app.converting import converted_checkpoint, export
+    from app.loading import resolve
+
+    settings = _settings(options)
+    source, cache, dense_only = resolve(settings).folder, settings.converted_dir, settings.dense_only
+    if options.output is None:
+        print(converted_checkpoint(source, cache, dense_only=dense_only).folder)
+        return 0
+    print(export(source, cache, Path(options.output), dense_only=dense_only).folder)
+    print(f"Serve it with: trivec serve --checkpoint {options.output} --engine int8", file=sys.stderr)
     return 0
 
 

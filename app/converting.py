@@ -2,19 +2,22 @@
 
 A converted folder holds `model.tflite` (blocks in int8, heads in float32), `block_NN.tflite` (each block
 alone, for long texts), `word.npy` (float16, memory-mapped when used), `rest.safetensors` (the other
-embeddings, float32) and `manifest.json`. It is written aside and renamed, so a crash leaves nothing that
-could be mistaken for a whole one. Reading it needs no TensorFlow; making it does, in a process of its
-own, whose memory goes back to the system.
+embeddings, float32), the checkpoint's `tokenizer.json` (and golden outputs, where it has them) and
+`manifest.json`: all that serving needs, so the folder can be moved elsewhere. It is written aside and
+renamed, so a crash leaves nothing that could be mistaken for a whole one. Reading it needs no
+TensorFlow; making it does, in a process of its own, whose memory goes back to the system.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,9 +26,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
+from app.golden import GOLDEN_FILE
 from model.config import EncoderConfig
 from model.embedding import FloatArray
 from model.litert import MODEL_FILE, LiteRTWeights, block_file
@@ -36,6 +40,8 @@ from weights.mapping import WORDS, encoder_entries, head_entries
 
 # Part of the cache key: raise it when the graph of a block or the layout of the folder changes.
 FORMAT = 2
+_UNFINISHED = ".converting-"
+TOKENIZER = "tokenizer.json"
 WORD, REST, MANIFEST = "word.npy", "rest.safetensors", "manifest.json"
 
 
@@ -52,10 +58,16 @@ class Converted:
 def converted_checkpoint(
     source: Path, cache: Path, *, dense_only: bool = False, progress: bool = True
 ) -> Converted:
-    """The converted form of a checkpoint: from the cache, or made now.
+    """The converted form of a checkpoint: from the cache, or made now; a folder that is one, as it is.
 
     Raises CheckpointError where the checkpoint is at fault or the cache cannot be written.
     """
+    if is_converted(source):
+        found = read_converted(source)
+        if dense_only != (found.colbert_dim is None):
+            heads = "without heads" if found.colbert_dim is None else "with heads"
+            raise CheckpointError(f"{source}: was converted {heads}; set TRIVEC_DENSE_ONLY as it was then")
+        return found
     fingerprint = read_fingerprint(source, dense_only=dense_only)
     folder = cache / "litert" / f"{fingerprint[:32]}-{FORMAT}-{version('ai-edge-litert')}"
     if not (folder / MANIFEST).exists():
@@ -66,6 +78,29 @@ def converted_checkpoint(
         if done.returncode:
             raise CheckpointError(f"{source}: the conversion to int8 failed; what it said is above")
     return read_converted(folder)
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds a converted checkpoint, not one as it was published."""
+    return (folder / MANIFEST).exists()
+
+
+def export(source: Path, cache: Path, target: Path, *, dense_only: bool = False) -> Converted:
+    """The converted form of a checkpoint in a folder of its own, which must not be there yet.
+
+    Raises CheckpointError as `converted_checkpoint` does, OSError where the folder cannot be written.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target}: is there already; name a folder that is not")
+    made = converted_checkpoint(source, cache, dense_only=dense_only)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(made.folder, work)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return read_converted(target)
 
 
 def read_converted(folder: Path) -> Converted:
@@ -106,7 +141,9 @@ def convert(source: Path, folder: Path, *, dense_only: bool = False, progress: b
     """Write the converted form of a checkpoint; needs TensorFlow, and memory for the blocks in float32."""
     layout = read_layout(source, dense_only=dense_only)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    _remove_abandoned(folder.parent)
+    work = folder.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    work.mkdir()
     try:
         _write(layout, work, dense_only, progress)
         # Two processes may convert at once: the first to finish wins, the other finds the same content.
@@ -114,6 +151,14 @@ def convert(source: Path, folder: Path, *, dense_only: bool = False, progress: b
             work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """What a killed conversion left a day ago or more: a younger one may be another process at work."""
+    for folder in parent.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > 86400:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: bool) -> None:
@@ -125,7 +170,10 @@ def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: boo
     table.flush()
     rest = {name: slot.array for name, slot in slots.items() if name.startswith("embeddings/")}
     del rest[WORDS]
-    save_file({name: np.ascontiguousarray(array) for name, array in rest.items()}, work / REST)
+    (work / REST).write_bytes(save({name: np.ascontiguousarray(array) for name, array in rest.items()}))
+    for name in (TOKENIZER, GOLDEN_FILE):
+        if (layout.folder / name).exists():
+            shutil.copyfile(layout.folder / name, work / name)
     heads = None
     if layout.colbert_dim is not None:
         heads = convert_heads(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from app.converting import converted_checkpoint, read_weights
+from app.converting import converted_checkpoint, is_converted, read_weights
 from app.ports import ModelCard
 from app.settings import Settings
 from model.config import EncoderConfig
@@ -94,6 +94,11 @@ def load_text_model(settings: Settings, *, progress: bool = True) -> LoadedModel
             threads=settings.threads,
             progress=progress,
         )
+    elif is_converted(checkpoint.folder):
+        raise CheckpointError(
+            f"{checkpoint.folder}: is converted to int8 and serves as such only; set TRIVEC_ENGINE=int8, "
+            "or name the checkpoint that it was made from"
+        )
     else:
         _configure_tensorflow(settings.threads)
         engine, tokenizer, loaded = load_checkpoint(
@@ -145,7 +150,7 @@ def load_int8(
     from model.litert import LiteRTEngine
 
     converted = converted_checkpoint(folder, cache, dense_only=dense_only, progress=progress)
-    tokenizer = _tokenizer(folder, converted.config)
+    tokenizer = _tokenizer(converted.folder, converted.config)
     engine = LiteRTEngine(
         converted.config,
         converted.folder,

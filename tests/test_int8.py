@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import mmap
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app import cli
 from app.converting import MANIFEST, convert, converted_checkpoint, read_converted, read_weights
 from app.golden import GOLDEN_FILE, read_golden
-from app.loading import load_int8
+from app.loading import load_int8, load_text_model
+from app.settings import Settings
 from model.embedder import Embedder
 from model.embedding import OUTPUTS
 from model.litert import MODEL_FILE, LiteRTEngine, sequences
@@ -155,3 +160,64 @@ def test_dense_only(tmp_path: Path) -> None:
     engine, tokenizer, _ = load_int8(MINI, tmp_path, dense_only=True)
     assert engine.outputs == ("dense",)
     assert engine.forward([tokenizer.tokenize(["a"], 8)[0].ids], ["dense"])[0].outputs == {"dense"}
+
+
+def test_an_export_serves_without_its_checkpoint(cache: Path, tmp_path: Path) -> None:
+    """`trivec export`: the folder can be moved, and says what it is to the float engines."""
+    source, target, moved = tmp_path / "source", tmp_path / "new" / "int8", tmp_path / "moved"
+    shutil.copytree(MINI, source)
+    command = ["export", "--checkpoint", str(source), "--converted-dir", str(cache)]
+    assert cli.main([*command, "--format", "litert", "-o", str(target)]) == 0
+    shutil.rmtree(source)
+    target.rename(moved)
+    assert list((tmp_path / "new").iterdir()) == []
+    expected = load_int8(MINI, cache)[0]
+    settings = Settings(checkpoint=str(moved), engine="int8", converted_dir=tmp_path / "unused")
+    model = load_text_model(settings, progress=False)
+    ids = model.tokenize(["What is it worth?"], 512)[0].ids
+    ours, theirs = model.forward([ids], ["dense"])[0].dense, expected.forward([ids], ["dense"])[0].dense
+    assert ours is not None and theirs is not None
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert not (tmp_path / "unused").exists()
+    assert cli.main(["selftest", "--checkpoint", str(moved), "--engine", "int8"]) == 0
+    with pytest.raises(CheckpointError, match="TRIVEC_ENGINE=int8"):
+        load_text_model(Settings(checkpoint=str(moved), engine="float32"), progress=False)
+    with pytest.raises(CheckpointError, match="TRIVEC_DENSE_ONLY"):
+        load_text_model(Settings(checkpoint=str(moved), engine="int8", dense_only=True), progress=False)
+
+
+def test_an_export_overwrites_nothing(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    command = ["export", "--checkpoint", "mini", "--converted-dir", str(cache), "-o", str(tmp_path / "mine")]
+    assert cli.main(command) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "file").read_text() == "kept"
+
+
+def test_export_without_a_folder_fills_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--checkpoint", "mini", "--converted-dir", str(cache)]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == converted_checkpoint(MINI, cache).folder
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir()), "others may serve it"
+
+
+def test_a_conversion_that_dies_leaves_nothing(tmp_path: Path) -> None:
+    """Killed at a random moment, it is simply made again."""
+    command = [sys.executable, "-m", "app.converting", str(MINI), str(tmp_path / "made"), "0", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not any(tmp_path.glob(".converting-*/word.npy")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "made").exists()
+    [left] = tmp_path.glob(".converting-*")
+    convert(MINI, tmp_path / "made", progress=False)
+    assert read_converted(tmp_path / "made").fingerprint
+    assert left.exists(), "it may be another process at work"
+    os.utime(left, (0, 0))
+    convert(MINI, tmp_path / "again", progress=False)
+    assert not left.exists()
