@@ -12,7 +12,7 @@ help:
 	@echo "make test-slow   the full-size parity and crash tests: minutes, 8 GB of memory"
 	@echo "make test-peers  parity with FlagEmbedding itself (installs it into .venv-peers)"
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
-	@echo "make bench-encode  Trivec beside FlagEmbedding and ONNX Runtime on the same texts (hours)"
+	@echo "make bench-encode  Trivec beside FlagEmbedding, ONNX Runtime and others on the same texts; memory, starts (an hour)"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
 
@@ -60,9 +60,15 @@ bench: $(VENV)/.dev
 
 # Trivec beside the reference and ONNX Runtime on the same texts, full-size random weights.
 BENCH_FOLDER ?= /var/tmp/trivec/full
+ENCODE = $(BIN)/python -m benchmarks.encode --tune-texts 8 --pairs 3 --folder $(BENCH_FOLDER)
 bench-encode: $(VENV)/.dev peers .venv-onnx/.done
-	$(BIN)/python -m benchmarks.encode --sides trivec-float32,trivec-int8,flagembedding,onnx-int8 \
-		--workloads queries,passages --counts 1,8,64 --folder $(BENCH_FOLDER) --out encode
+	$(ENCODE) --sides trivec-int8,flagembedding,onnx-int8 --workloads queries,passages --counts 1,8,64 --out encode
+	$(ENCODE) --sides trivec-float32,flagembedding --workloads passages --counts 16 --out encode_float32
+	$(ENCODE) --sides trivec-int8,trivec-float32,flagembedding,onnx-int8 --workloads long --counts 1 --out encode_long
+	$(ENCODE) --sides trivec-int8,trivec-float32,torch,onnx-float32,openvino-float32,flagembedding-default \
+		--workloads passages --counts 8 --out encode_passages
+	$(BIN)/python -m benchmarks.plot $(addprefix benchmarks/results/,encode.json encode_long.json encode_passages.json encode.svg)
+	$(BIN)/python -m benchmarks.footprint --folder $(BENCH_FOLDER) --out footprint
 
 .venv-onnx/.done: constraints-onnx.txt
 	test -x .venv-onnx/bin/python || $(PYTHON) -m venv .venv-onnx

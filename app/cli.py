@@ -1,4 +1,4 @@
-"""The command line: `trivec serve | embed | index | search | selftest | download | export`.
+"""The command line, `trivec COMMAND`: serve, embed, index, search, export, backup and others.
 
 Settings of the environment are options here, under the same names. It prints results to standard
 output, everything else to standard error; the exit status is 0, 1 for a fault, 2 for wrong usage.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
@@ -23,6 +24,9 @@ from app.jsonl import InputError, document_line, read_lines, read_texts, write_w
 from app.quiet import import_engine
 from app.settings import Settings, unknown_variables
 from weights.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from app.index.backup import BackupReport
 
 MODEL_KNOBS = ("checkpoint", "revision", "engine", "dense_only", "cache_dir", "converted_dir", "threads")
 # Documents of one request of `trivec index`: enough to fill forward passes, few enough for the bar to move.
@@ -112,6 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(export, ("checkpoint", "revision", "dense_only", "cache_dir", "converted_dir"))
     export.set_defaults(run=_export)
+
+    backup = commands.add_parser("backup", help="copy a data folder to a file, while it is served")
+    backup.add_argument("-o", "--output", metavar="FILE", required=True, help="a file that is not there yet")
+    backup.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+    _add_settings(backup, ("data_dir",))
+    backup.set_defaults(run=_backup)
+
+    restore = commands.add_parser("restore", help="make a data folder of a backup")
+    restore.add_argument("file", metavar="FILE", help="what `trivec backup` wrote")
+    restore.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+    _add_settings(restore, ("data_dir",))
+    restore.set_defaults(run=_restore)
     return parser
 
 
@@ -310,6 +326,30 @@ def _export(options: argparse.Namespace) -> int:
         return 0
     print(export(source, cache, Path(options.output), dense_only=dense_only).folder)
     print(f"Serve it with: trivec serve --checkpoint {options.output} --engine int8", file=sys.stderr)
+    return 0
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from app.index.backup import backup
+
+    return _copied(backup(_settings(options).data_dir, Path(options.output)), options.json)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from app.index.backup import restore
+
+    return _copied(restore(Path(options.file), _settings(options).data_dir), options.json)
+
+
+def _copied(report: BackupReport, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(report), "file": str(report.file)}))
+    else:
+        print(
+            f"{report.documents} documents of {report.collections} collections, "
+            f"{report.bytes / 1e6:.1f} MB -> {report.file}",
+            file=sys.stderr,
+        )
     return 0
 
 

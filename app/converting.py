@@ -1,11 +1,12 @@
 """A checkpoint converted for the int8 engine: made once, kept, found again by what it was made from.
 
-A converted folder holds `model.tflite` (blocks in int8, heads in float32), `block_NN.tflite` (each block
-alone, for long texts), `word.npy` (float16, memory-mapped when used), `rest.safetensors` (the other
-embeddings, float32), the checkpoint's `tokenizer.json` (and golden outputs, where it has them) and
-`manifest.json`: all that serving needs, so the folder can be moved elsewhere. It is written aside and
-renamed, so a crash leaves nothing that could be mistaken for a whole one. Reading it needs no
-TensorFlow; making it does, in a process of its own, whose memory goes back to the system.
+A converted folder holds `model.tflite` (blocks in int8, heads in float32), `block_NN.tflite` and
+`attention.tflite` (the parts of a block alone, for long texts), `word.npy` (float16, memory-mapped when
+used), `rest.safetensors` (the other embeddings, float32), the checkpoint's `tokenizer.json` (and golden
+outputs, where it has them) and `manifest.json`: all that serving needs, so the folder can be moved
+elsewhere. It is written aside and renamed, so a crash leaves nothing that could be mistaken for a whole
+one. Reading it needs no TensorFlow; making it does, in a process of its own, whose memory goes back to
+the system.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from app.golden import GOLDEN_FILE
 from model.config import EncoderConfig
 from model.embedding import FloatArray
-from model.litert import MODEL_FILE, LiteRTWeights, block_file
+from model.litert import ATTENTION_FILE, MODEL_FILE, LiteRTWeights, block_file
 from model.words import WordTable
 from weights.checkpoint import CheckpointError
 from weights.loader import CheckpointLayout, load, read_fingerprint, read_layout
@@ -74,9 +75,13 @@ def converted_checkpoint(
         if progress:
             sys.stderr.write(f"Converting {source} to int8, once; it is kept in {folder}\n")
         command = [sys.executable, "-m", "app.converting", str(source), str(folder), str(int(dense_only))]
-        done = subprocess.run([*command, str(int(progress))], stderr=None if progress else subprocess.PIPE)
+        done = subprocess.run(
+            [*command, str(int(progress))], stderr=None if progress else subprocess.PIPE, text=True
+        )
         if done.returncode:
-            raise CheckpointError(f"{source}: the conversion to int8 failed; what it said is above")
+            said = (done.stderr or "").strip().splitlines()
+            why = said[-1].removeprefix("trivec: ") if said else "what it said is above"
+            raise CheckpointError(f"{source}: the conversion to int8 failed: {why}")
     return read_converted(folder)
 
 
@@ -162,7 +167,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: bool) -> None:
-    from model.litert_graph import convert_heads, merge
+    from model.litert_graph import convert_attention, convert_heads, merge
 
     config = layout.config
     slots, table = _slots(layout, work / WORD)
@@ -179,7 +184,9 @@ def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: boo
         heads = convert_heads(
             {name: np.asarray(slot.array, np.float32) for name, slot in slots.items() if "_linear/" in name}
         )
-    (work / MODEL_FILE).write_bytes(merge(_blocks(config, slots, work, progress), heads))
+    (work / ATTENTION_FILE).write_bytes(convert_attention(config, heads=1))
+    attention = convert_attention(config, heads=config.num_attention_heads)
+    (work / MODEL_FILE).write_bytes(merge(_blocks(config, slots, work, progress), attention, heads))
     manifest = {
         "format": FORMAT,
         "fingerprint": loaded.fingerprint,

@@ -6,7 +6,6 @@ TensorFlow is imported where a TensorFlow engine is made and nowhere else: int8 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from app.converting import converted_checkpoint, is_converted, read_weights
+from app.cores import cores
 from app.ports import ModelCard
 from app.settings import Settings
 from model.config import EncoderConfig
@@ -226,16 +226,6 @@ def _words(layout: CheckpointLayout) -> tuple[WordTable, _WordSlot]:
         return WordTable.in_file(info.file, info.offset, info.shape, info.dtype), _WordSlot(info.shape, None)
     rows = np.zeros(info.shape, np.float32)
     return WordTable(rows), _WordSlot(info.shape, rows)
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity, and a container's quota where there is one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or "max": no quota
-        return allowed
 
 
 def _tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:

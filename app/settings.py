@@ -136,7 +136,11 @@ class Settings(BaseSettings):
         description="Seconds that requests under way get to finish after SIGTERM.",
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="Threads inside one forward pass; 0 means one for each core."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads inside one forward pass; 0 means one for each physical core within the "
+        "container's CPU quota.",
     )
     tokenizer_threads: int = Field(
         default=2,

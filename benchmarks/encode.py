@@ -21,61 +21,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 
+from benchmarks.encode_sides.checking import check, encode
 from benchmarks.encode_sides.pairing import Pair, run_pairs, spread
 from benchmarks.encode_sides.process import SideError, SideProcess
-from benchmarks.encode_sides.protocol import Vectors, load_vectors
-from benchmarks.encode_sides.registry import FLOAT32, SIDES, SideSpec, exported
+from benchmarks.encode_sides.registry import SIDES, exported
+from benchmarks.encode_sides.tuning import tune
 from benchmarks.encode_sides.workloads import (
     KINDS,
     Cell,
-    Lengths,
     draw_spread,
     encoder_operations,
     make_cell,
     read_pool,
 )
+from benchmarks.full import FULL, make_checkpoint, token_counter
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.plot import draw
 
-FULL = Path("/var/tmp/trivec/full")
 MATMUL_ROWS = 1024
-TUNE_ROUNDS = 2  # the better of two: one alone may meet another program's burst
 GIB = 2**30
-
-
-def make_checkpoint(folder: Path, data: Path, seed: int) -> None:
-    """A random checkpoint of BGE-M3's sizes with the real tokenizer; needs torch."""
-    from benchmarks.checkpoints import make_full_size
-
-    print(f"making a random full-size checkpoint in {folder}", file=sys.stderr)
-    source = data / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(lzma.decompress((source / "tokenizer.json.xz").read_bytes()))
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model"):
-        shutil.copyfile(source / name, folder / name)
-    make_full_size(folder, seed=seed)
-
-
-def token_counter(folder: Path) -> Lengths:
-    """Counts true tokens with the checkpoint's own tokenizer."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda texts: [len(one.ids) for one in tokenizer.encode_batch(list(texts))]
 
 
 def start(name: str, folder: Path, onnx: Path, *, spin: bool) -> tuple[SideProcess, dict[str, Any]]:
@@ -111,98 +85,6 @@ def _read_through(file: Path) -> None:
     with file.open("rb") as stream:
         while stream.read(1 << 24):
             pass
-
-
-def encode(
-    side: SideProcess, texts: Sequence[str], max_length: int, batch_size: int | None, save: Path | None = None
-) -> dict[str, Any]:
-    """One call of a side."""
-    request = {"encode": list(texts), "max_length": max_length, "batch_size": batch_size}
-    return side.ask(request | ({"save": str(save)} if save else {}))
-
-
-def check(
-    base: SideProcess,
-    peer: SideProcess,
-    texts: Sequence[str],
-    *,
-    least: float,
-    batch_sizes: tuple[bool, bool],
-) -> dict[str, dict[str, float]]:
-    """Cosines of all three outputs, text by text. Raises SideError where the peer computes something else.
-
-    `batch_sizes` tells of each side whether it takes one; 4 makes it pad.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        files = [Path(name) / "base.npz", Path(name) / "peer.npz"]
-        for side, file, sized in zip((base, peer), files, batch_sizes, strict=True):
-            encode(side, texts, 512, 4 if sized else None, file)
-        found = compare(*map(load_vectors, files))
-    # int8 is held to its dense vectors: a weight near zero may fall on either side of it.
-    held = ("dense", "sparse", "colbert") if least >= FLOAT32 else ("dense",)
-    for part in held:
-        if not found[part]["smallest"] >= least:
-            raise SideError(
-                f"{peer.name}: {part} cosine {found[part]['smallest']} is below {least}: not timed"
-            )
-    return found
-
-
-def compare(base: Sequence[Vectors], peer: Sequence[Vectors]) -> dict[str, dict[str, float]]:
-    """Smallest and mean cosine of each output; ColBERT's is that of single tokens."""
-    cosines: dict[str, list[float]] = {"dense": [], "sparse": [], "colbert": []}
-    for ours, theirs in zip(base, peer, strict=True):
-        if ours.colbert.shape != theirs.colbert.shape:
-            raise SideError(f"{len(theirs.colbert) + 1} tokens where the base has {len(ours.colbert) + 1}")
-        cosines["dense"].append(_cosine(ours.dense, theirs.dense))
-        tokens = sorted({*ours.sparse, *theirs.sparse})
-        weights = [np.array([side.sparse.get(token, 0.0) for token in tokens]) for side in (ours, theirs)]
-        if tokens:
-            cosines["sparse"].append(_cosine(*weights))
-        cosines["colbert"] += [_cosine(a, b) for a, b in zip(ours.colbert, theirs.colbert, strict=True)]
-    return {
-        part: {"smallest": round(min(values), 6), "mean": round(sum(values) / len(values), 6)}
-        for part, values in cosines.items()
-        if values
-    }
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else float(not a.any() and not b.any())
-
-
-def batch_sizes_to_try(spec: SideSpec, cell: Cell) -> tuple[int, ...]:
-    """The sizes that differ for so many texts: up to the first that holds them all."""
-    if not spec.batch_sizes:
-        return ()
-    if cell.kind.batch_size is not None:
-        return (cell.kind.batch_size,)
-    if len(spec.batch_sizes) == 1:
-        return spec.batch_sizes
-    below = [size for size in spec.batch_sizes if size < cell.count]
-    return (*below, *[size for size in spec.batch_sizes if size >= cell.count][:1])
-
-
-def tune(side: SideProcess, spec: SideSpec, cell: Cell, texts: int) -> tuple[int | None, dict[str, float]]:
-    """The fastest batch size and the seconds of each, on at most `texts` of a call, evenly by length.
-
-    Fewer texts than a call has disfavour large batches a little: with more, neighbours are closer in length.
-    """
-    sizes = batch_sizes_to_try(spec, cell)
-    if len(sizes) < 2:
-        return (sizes[0] if sizes else None), {}
-    by_length = sorted(zip(cell.lengths, cell.calls[0], strict=False), key=lambda pair: pair[0])
-    step = max(1, len(by_length) // texts)
-    sample = [text for _, text in by_length[::step][:texts]]
-    seconds = dict.fromkeys(sizes, float("inf"))
-    for _ in range(TUNE_ROUNDS):
-        for size in sizes:
-            took = encode(side, sample, cell.kind.max_length, size)["seconds"]
-            seconds[size] = min(seconds[size], took)
-    best = min(seconds, key=lambda size: seconds[size])
-    return best, {str(size): round(value, 2) for size, value in seconds.items()}
 
 
 class Runs:

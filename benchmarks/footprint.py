@@ -24,8 +24,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.encode import FULL, make_checkpoint
 from benchmarks.encode_sides.workloads import KINDS, draw_spread, read_pool
+from benchmarks.full import FULL, make_checkpoint, token_counter
 from benchmarks.machine import write_result
 from tests.server import running_server
 
@@ -166,8 +166,6 @@ def main() -> None:
 
 def draw_texts(folder: Path, data: Path, seed: int) -> tuple[list[str], str]:
     """64 passages of 20 to 512 tokens, and one text cut at 8192 tokens."""
-    from benchmarks.encode import token_counter
-
     lengths: Callable[[Sequence[str]], list[int]] = token_counter(folder)
     pool = read_pool(data, "passages")
     generator = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ class LayerNorm(tf.Module):  # type: ignore[misc]
         wide = tf.cast(x, tf.float32)
         centred = wide - tf.reduce_mean(wide, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        scaled = centred * (tf.math.rsqrt(variance + self._epsilon) * self.weight) + self.bias
+        scaled = centred * tf.math.rsqrt(variance + self._epsilon) * self.weight + self.bias
         return tf.cast(scaled, x.dtype)
 
 

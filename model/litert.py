@@ -28,14 +28,19 @@ from model.words import WordTable
 # Short texts share a sequence up to this many rows: enough to keep the int8 products busy, few enough
 # that the attention between texts, computed and masked away, costs less than it gains.
 _SHARED_ROWS = 128
-# Attention scores (heads * query rows * rows) of one step: 2^24 float32 are 64 MiB.
-_MAX_SCORES = 1 << 24
-# Beyond this many rows the blocks run one by one, each opened afresh.
+# Beyond this many rows the blocks run part by part, each opened afresh.
 _LONG_ROWS = 1024
+# Attention scores (query rows * rows) of one step of a long text's head: 2^22 float32 are 16 MiB, which
+# stay in a cache of the usual size from the first product to the second.
+_MAX_SCORES = 1 << 22
+# Rows of a long text that pass through the feed-forward part together.
+_STEP_ROWS = 1024
 _MASKED = -1e9
 
 MODEL_FILE = "model.tflite"
 """All blocks and the heads."""
+ATTENTION_FILE = "attention.tflite"
+"""The attention of one head."""
 
 
 def block_file(number: int) -> str:
@@ -131,37 +136,53 @@ class LiteRTEngine:
         """Last hidden states of a sequence. Shapes: [S], [texts + 1] -> [S, D]."""
         x = self._embed(ids, starts)
         mask = _mask(starts)
-        rows = len(ids)
-        if rows <= self._long_rows and self.config.num_attention_heads * rows * rows <= self._max_scores:
+        if len(ids) <= self._long_rows:
             return self._encoder(states=x, mask=mask)["states"]
         # An interpreter keeps buffers for the longest sequence that it has seen. For a long text each block
         # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
-            x = self._step(self._open(block_file(number)), x, mask)
+            x = self._long_step(self._open(block_file(number)), x, mask)
         return x
 
-    def _step(self, block: Interpreter, x: FloatArray, mask: FloatArray) -> FloatArray:
-        """One block over a long sequence: keys and values of all rows, then some query rows at a time."""
-        step = max(1, self._max_scores // (self.config.num_attention_heads * len(x)))
-        attended = self._runner(block, "project")(states=x)
-        keys, values = attended["keys"], attended["values"]
-        inputs = [entry["index"] for entry in block.get_input_details()]
-        output = block.get_output_details()[0]["index"]
-        found = np.empty_like(x)
-        for start in range(0, len(x), step):
-            rows = x[start : start + step]
-            part = _rows_of(mask, start, start + step)
-            if start == 0 or len(rows) < step:
-                for place, value in zip(inputs, (rows, keys, values, part), strict=True):
-                    block.resize_tensor_input(place, value.shape)
-                block.allocate_tensors()
-                # Set once for all steps of a size: they are as long as the text.
-                block.set_tensor(inputs[1], keys)
-                block.set_tensor(inputs[2], values)
-            block.set_tensor(inputs[0], rows)
-            block.set_tensor(inputs[3], part)
-            block.invoke()
-            found[start : start + step] = block.get_tensor(output)
+    def _long_step(self, block: Interpreter, x: FloatArray, mask: FloatArray) -> FloatArray:
+        """One block over a long sequence [S, D]: projections, attention head by head, the rest by rows."""
+        projected = self._runner(block, "project")(states=x)
+        context = self._long_attention(projected["queries"], projected["keys"], projected["values"], mask)
+        del projected
+        finish, found = self._runner(block, "finish"), np.empty_like(x)
+        for start in range(0, len(x), _STEP_ROWS):
+            rows = slice(start, start + _STEP_ROWS)
+            found[rows] = finish(context=context[:, rows], states=x[rows])["states"]
+        return found
+
+    def _long_attention(
+        self, queries: FloatArray, keys: FloatArray, values: FloatArray, mask: FloatArray
+    ) -> FloatArray:
+        """Shapes: [H, S, d] each, [1, S or 1, S or 1] -> [H, S, d]."""
+        attention, found, length = self._open(ATTENTION_FILE), np.empty_like(queries), queries.shape[1]
+        inputs = [entry["index"] for entry in attention.get_input_details()]
+        output = attention.get_output_details()[0]["index"]
+        step = min(length, max(1, self._max_scores // length))
+        whole = length - length % step
+        # Steps of one size together: a change of size costs, and keys and values are as long as the text.
+        for starts in (range(0, whole, step), range(whole, length, step)):
+            if not starts:
+                continue
+            first = slice(starts[0], starts[0] + step)
+            one = queries[:1, first], keys[:1], values[:1], _rows_of(mask, first)
+            for place, value in zip(inputs, one, strict=True):
+                attention.resize_tensor_input(place, value.shape)
+            attention.allocate_tensors()
+            for head in range(len(queries)):
+                here = slice(head, head + 1)
+                attention.set_tensor(inputs[1], keys[here])
+                attention.set_tensor(inputs[2], values[here])
+                for start in starts:
+                    rows = slice(start, start + step)
+                    attention.set_tensor(inputs[0], queries[here, rows])
+                    attention.set_tensor(inputs[3], _rows_of(mask, rows))
+                    attention.invoke()
+                    found[here, rows] = attention.get_tensor(output)
         return found
 
     def _embed(self, ids: IntArray, starts: IntArray) -> FloatArray:
@@ -232,9 +253,9 @@ def _mask(starts: IntArray) -> FloatArray:
     return np.where(owner[:, None] == owner, np.float32(0), np.float32(_MASKED))[None]
 
 
-def _rows_of(mask: FloatArray, start: int, stop: int) -> FloatArray:
+def _rows_of(mask: FloatArray, rows: slice) -> FloatArray:
     """The mask of some query rows; that of a single text is the same for all."""
-    return mask if mask.shape[1] == 1 else mask[:, start:stop]
+    return mask if mask.shape[1] == 1 else mask[:, rows]
 
 
 def _unit_rows(rows: FloatArray, normalize: bool) -> FloatArray:

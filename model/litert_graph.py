@@ -3,8 +3,8 @@
 Legend: T tokens of a sequence, Tq its query rows, D hidden, H heads, I intermediate size, C ColBERT
 dimension, d = D / H. A block is converted alone, so that memory does not grow with depth. `merge` then
 chains the blocks into one graph, so that nothing is copied between them and their buffers are shared.
-A block is of use alone too, in two graphs, for texts too long to attend in one piece: keys and values
-of all rows once, then the rest for some query rows at a time. These are files of their own, because
+Its parts are of use alone too, for texts too long to attend in one piece: projections of all rows, then
+attention head by head for some query rows at a time, then the rest. These are files of their own, because
 LiteRT packs the weights of every graph of a file.
 Needs TensorFlow; `litert.py` runs the result without it.
 """
@@ -22,17 +22,14 @@ from ai_edge_litert import schema_py_generated as schema
 from model.config import EncoderConfig
 from model.embedding import FloatArray
 
-ATTEND, PROJECT = range(2)
-"""Numbers of a block's graphs; see `convert_block`."""
-
 Tensor = Any
 
 
 def convert_block(config: EncoderConfig, weights: Mapping[str, FloatArray]) -> bytes:
-    """A block as a LiteRT model of two graphs: int8 products, everything between them in float32.
+    """What has weights in a block, as a LiteRT model: int8 products, everything between them in float32.
 
-    `ATTEND`: `states` [Tq, D], `keys`, `values` [H, T, d] and `mask` [1, Tq or 1, T or 1], which is added
-    to the scores -> [Tq, D]. `PROJECT`, signature `project`: `states` [T, D] -> `keys`, `values`.
+    Signature `project`: `states` [T, D] -> `queries`, `keys`, `values` [H, T, d]. Signature `finish`:
+    `context` [H, T, d] and `states` [T, D] -> `states` [T, D]. Between them stands `convert_attention`.
     `weights` maps the names after `encoder/layer/N/` to arrays ([in, out] kernels).
     """
     heads, size = config.num_attention_heads, config.head_size
@@ -50,27 +47,46 @@ def convert_block(config: EncoderConfig, weights: Mapping[str, FloatArray]) -> b
         scaled = centred * tf.math.rsqrt(variance + config.layer_norm_eps)
         return scaled * weights[f"{name}/weight"] + weights[f"{name}/bias"]
 
-    def project(states: Tensor) -> tuple[Tensor, Tensor]:
-        return split(linear(states, "attention/self/key")), split(linear(states, "attention/self/value"))
+    def project(states: Tensor) -> tuple[Tensor, ...]:
+        return (
+            split(linear(states, "attention/self/query", size**-0.5)),
+            split(linear(states, "attention/self/key")),
+            split(linear(states, "attention/self/value")),
+        )
 
-    def attend(states: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        q = split(linear(states, "attention/self/query", size**-0.5))
-        shares = tf.nn.softmax(tf.matmul(q, keys, transpose_b=True) + mask)  # [H, Tq, T]
-        context = tf.reshape(tf.transpose(tf.matmul(shares, values), [1, 0, 2]), [-1, config.hidden_size])
-        x = norm(linear(context, "attention/output/dense") + states, "attention/output/LayerNorm")
-        inner = tf.nn.gelu(linear(x, "intermediate/dense"), approximate=False)  # [Tq, I]
+    def finish(context: Tensor, states: Tensor) -> Tensor:
+        rows = tf.reshape(tf.transpose(context, [1, 0, 2]), [-1, config.hidden_size])
+        x = norm(linear(rows, "attention/output/dense") + states, "attention/output/LayerNorm")
+        inner = tf.nn.gelu(linear(x, "intermediate/dense"), approximate=False)  # [T, I]
         return norm(linear(inner, "output/dense") + x, "output/LayerNorm")
 
-    rows, split_rows = [None, config.hidden_size], [heads, None, size]
-    signature = [
-        tf.TensorSpec(rows, name="states"),
-        tf.TensorSpec(split_rows, name="keys"),
-        tf.TensorSpec(split_rows, name="values"),
-        tf.TensorSpec([1, None, None], name="mask"),
+    states = tf.TensorSpec([None, config.hidden_size], name="states")
+    context = tf.TensorSpec([heads, None, size], name="context")
+    model = _appended(None, _converted(tf.function(project, input_signature=[states]), int8=True))
+    model = _appended(model, _converted(tf.function(finish, input_signature=[context, states]), int8=True))
+    model.signatureDefs = [
+        _signature(model, 0, "project", ["states"], ["queries", "keys", "values"]),
+        _signature(model, 1, "finish", ["context", "states"], ["states"]),
     ]
-    model = _appended(None, _converted(tf.function(attend, input_signature=signature), int8=True))
-    model = _appended(model, _converted(tf.function(project, input_signature=signature[:1]), int8=True))
-    model.signatureDefs = [_signature(model, PROJECT, "project", ["states"], ["keys", "values"])]
+    return _packed(model)
+
+
+def convert_attention(config: EncoderConfig, *, heads: int) -> bytes:
+    """softmax(q k^T + mask) v of some heads, without weights, signature `attend`.
+
+    `queries` [heads, Tq, d] (scaled already), `keys`, `values` [heads, T, d], `mask` [1, Tq or 1, T or 1]
+    -> `context` [heads, Tq, d].
+    """
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        shares = tf.nn.softmax(tf.matmul(queries, keys, transpose_b=True) + mask)  # [heads, Tq, T]
+        return tf.matmul(shares, values)
+
+    rows = tf.TensorSpec([heads, None, config.head_size])
+    signature = [rows, rows, rows, tf.TensorSpec([1, None, None])]
+    model = _converted(tf.function(attend, input_signature=signature), int8=False)
+    inputs = ["queries", "keys", "values", "mask"]
+    model.metadata, model.signatureDefs = [], [_signature(model, 0, "attend", inputs, ["context"])]
     return _packed(model)
 
 
@@ -98,20 +114,25 @@ def _converted(traced: Tensor, *, int8: bool) -> Any:
     return schema.ModelT.InitFromPackedBuf(bytes(converter.convert()), 0)
 
 
-def merge(blocks: Iterable[bytes], heads: Any) -> bytes:
-    """Blocks of `convert_block` and the heads, or None, as one model: signatures `encoder` and `heads`."""
-    whole: Any = None
+def merge(blocks: Iterable[bytes], attention: bytes, heads: Any) -> bytes:
+    """Blocks, the attention of all their heads and M3's heads, or None, as one model.
+
+    Signatures: `encoder`, `states` [T, D] and `mask` [1, T or 1, T or 1] -> `states` [T, D]; and `heads`.
+    """
+    whole: Any = schema.ModelT.InitFromPackedBuf(attention, 0)
+    [attend] = whole.subgraphs
     chain = schema.SubGraphT()
-    chain.name, chain.tensors, chain.operators = b"encoder", [], []
+    chain.name, chain.operators = b"encoder", []
+    states, mask = 0, 1
     for source in blocks:
         block = schema.ModelT.InitFromPackedBuf(source, 0)
+        project, finish = block.subgraphs
         whole = _appended(whole, block)
-        attend, project = block.subgraphs
-        if not chain.tensors:
-            chain.tensors = [copy.copy(attend.tensors[attend.inputs[place]]) for place in (0, -1)]
-            chain.inputs, states = [0, 1], 0
-        keys, values = _extend(chain, project, [states])
-        [states] = _extend(chain, attend, [states, keys, values, 1])
+        if chain.tensors is None:
+            places = (project.tensors[project.inputs[0]], attend.tensors[attend.inputs[-1]])
+            chain.tensors, chain.inputs = [copy.copy(tensor) for tensor in places], [states, mask]
+        attended = _extend(chain, attend, [*_extend(chain, project, [states]), mask])
+        [states] = _extend(chain, finish, [*attended, states])
     chain.outputs = [states]
     whole.subgraphs = [chain]
     whole.signatureDefs = [_signature(whole, 0, "encoder", ["states", "mask"], ["states"])]

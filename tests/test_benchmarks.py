@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from benchmarks import plot
-from benchmarks.encode import Runs, batch_sizes_to_try, compare, read_options, run_cell
+from benchmarks.encode import Runs, read_options, run_cell
+from benchmarks.encode_sides.checking import compare
 from benchmarks.encode_sides.pairing import Pair, run_pairs, spread
 from benchmarks.encode_sides.process import SideError, SideProcess
 from benchmarks.encode_sides.protocol import Vectors, load_vectors, save
 from benchmarks.encode_sides.registry import ROOT, SIDES
+from benchmarks.encode_sides.tuning import batch_sizes_to_try
 from benchmarks.encode_sides.workloads import KINDS, Cell, encoder_operations, make_cell
 
 BGE_M3 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from app import cli
 from app.converting import MANIFEST, convert, converted_checkpoint, read_converted, read_weights
@@ -221,3 +222,27 @@ def test_a_conversion_that_dies_leaves_nothing(tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     convert(MINI, tmp_path / "again", progress=False)
     assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("encoder.layer.1.output.dense.weight", np.nan, "NaN or infinite"),
+        ("embeddings.word_embeddings.weight", np.inf, "NaN or infinite"),
+        ("embeddings.word_embeddings.weight", 1e6, "float32 engine"),
+    ],
+)
+def test_weights_that_cannot_be_converted_are_refused_by_name(
+    place: str, value: float, message: str, seed: int, tmp_path: Path
+) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    source = tmp_path / "source"
+    encoder = make_checkpoint(
+        source, seed=seed, intermediate_size=32, max_position_embeddings=20, safetensors=False, **sizes
+    )
+    state = encoder.state_dict()
+    state[place][-1, 0] = value
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        converted_checkpoint(source, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache" / "litert").iterdir()) == []

@@ -99,7 +99,7 @@ class Storage:
         self._pool_lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        with _translated():
+        with translated():
             self._writer = self._connect()
             try:
                 _migrate(self._writer)
@@ -111,7 +111,7 @@ class Storage:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One transaction, alone: durable when the block has ended, undone when it raises."""
-        with self._write_lock, _translated():
+        with self._write_lock, translated():
             if self._closed:
                 raise StorageUnavailable("the database is closed")
             self._writer.execute("BEGIN IMMEDIATE")
@@ -127,7 +127,7 @@ class Storage:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A snapshot: all that the block reads is of one moment, whatever is written meanwhile."""
-        with _translated():
+        with translated():
             connection = self._take()
             try:
                 connection.execute("BEGIN")
@@ -211,7 +211,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """SQLite's errors as the index's own."""
     try:
         yield
     except sqlite3.Error as error:
