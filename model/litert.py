@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.config import EncoderConfig
 from model.embedding import OUTPUTS, Embedding, FloatArray, IntArray, Output
 from model.engine import Pooling, Precision, check_batch, check_outputs
-from model.mapped import release_pages
+from model.mapped import release_heap, release_pages
 from model.outputs import split_embeddings
 from model.packing import positions
 from model.words import WordTable
@@ -142,6 +142,7 @@ class LiteRTEngine:
         # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
             x = self._long_step(self._open(block_file(number)), x, mask)
+        release_heap()
         return x
 
     def _long_step(self, block: Interpreter, x: FloatArray, mask: FloatArray) -> FloatArray:
