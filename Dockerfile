@@ -24,7 +24,7 @@ RUN pip install --no-cache-dir --no-deps . \
 USER trivec
 WORKDIR /home/trivec
 ENV TRIVEC_HOST=0.0.0.0 TRIVEC_PORT=8000 TRIVEC_DATA_DIR=/data TRIVEC_CACHE_DIR=/weights TRIVEC_CONVERTED_DIR=/weights/converted \
-    PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
+    NUMBA_CACHE_DIR=/weights/kernels PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
 VOLUME ["/data", "/weights"]
 EXPOSE 8000
 # A large checkpoint takes its time to download and load: only then does failing count.

@@ -111,10 +111,13 @@ def _lifespan(
 
 async def _load(service: Service, on_failure: Callable[[Exception], None] | None) -> None:
     try:
-        model = await anyio.to_thread.run_sync(load_model, service.settings, abandon_on_cancel=True)
+        model, _ = await asyncio.gather(
+            anyio.to_thread.run_sync(load_model, service.settings, abandon_on_cancel=True),
+            anyio.to_thread.run_sync(service.load_index, abandon_on_cancel=True),
+        )
         await service.load(model)
-    except Exception as error:  # noqa: BLE001 - whatever kept the model from loading, the operator must read it
-        _log.critical("the model could not be loaded: %s: %s", type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001 - whatever kept it from loading, the operator must read it
+        _log.critical("the service could not be loaded: %s: %s", type(error).__name__, error)
         service.give_up()
         if on_failure is not None:
             on_failure(error)

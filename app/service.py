@@ -29,8 +29,10 @@ from app.errors import (
     TextTooLong,
 )
 from app.index.collection import Collection, CollectionSettings, Database
+from app.index.warming import warm_up
 from app.lanes import Batched, Lane
 from app.ports import TextModel, Tokenized
+from app.progress import Bars
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
 from app.whole import whole
@@ -93,6 +95,18 @@ class Service:
             await self._probe()
         except InferenceFailed:
             _log.error("the first forward pass failed; the service is not ready")
+
+    def load_index(self) -> None:
+        """Read the index's files, or make them anew, so that the first search does not wait. Blocks."""
+        try:
+            warm_up(
+                self.settings.data_dir,
+                {"float16", *(one.info.settings.colbert for one in self.database.list())},
+            )
+        except OSError as error:
+            _log.warning("kernels are compiled when they are first needed: %s", error)
+        with Bars() as bars:
+            self.database.load(bars)
 
     def give_up(self) -> None:
         """Say from now on that there will be no model."""

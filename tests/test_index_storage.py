@@ -7,16 +7,21 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.index.collection import Document, SearchRequest
+from app.index.collection import CollectionSettings, Document, SearchRequest
 from app.index.errors import DataFolderInUse, StorageDamaged, StorageFull, StorageUnavailable
+from app.index.facts import facts
+from app.index.filters import parse
 from app.index.owner import LOCK_NAME, Owner, owner
-from app.index.storage import FILE_NAME, MIGRATIONS, Storage
-from tests.index_helpers import embedding, made, opened
+from app.index.storage import APPLICATION_ID, FILE_NAME, MIGRATIONS, Storage
+from model.scoring import FusionWeights
+from tests.index_helpers import COLBERT, FINGERPRINT, WIDTH, embedding, made, opened
 
 
 def test_every_commit_is_synced(tmp_path: Path) -> None:
@@ -33,7 +38,10 @@ def test_every_commit_is_synced(tmp_path: Path) -> None:
 def test_a_raise_undoes_and_readers_see_whole_transactions(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     count = "SELECT count(*) FROM collections"
-    insert = "INSERT INTO collections VALUES (NULL, 'a', '', '', 0, 0, '', 0)"
+    insert = (
+        "INSERT INTO collections (name, settings, fingerprint, hidden_size, colbert_dim, created) "
+        "VALUES ('a', '', '', 0, 0, '')"
+    )
     with pytest.raises(RuntimeError), storage.write() as connection:
         connection.execute(insert)
         raise RuntimeError
@@ -62,6 +70,80 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StorageDamaged, match=f"version {len(MIGRATIONS) + 1}"):
         opened(tmp_path)
     assert owner(tmp_path) is None
+
+
+def test_a_file_of_the_first_format_is_brought_up_to_date(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    texts = {"a": {"n": 1, "tags": ["x", "y"]}, "b": {"n": 1.5, "on": True}, "c": {}}
+    vectors = {name: embedding(rng, ("colbert",) if name == "b" else ()) for name in texts}
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        weights = {"dense": 1, "sparse": 0, "colbert": 0}
+        settings = json.dumps({"dense_index": "exact", "colbert": "float32", "fusion": weights})
+        connection.execute(
+            "INSERT INTO collections VALUES (7, 'c', ?, ?, ?, ?, '', 3)",
+            (settings, FINGERPRINT, WIDTH, COLBERT),
+        )
+        for key, (name, metadata) in enumerate(texts.items(), 1):
+            one = vectors[name]
+            assert one.dense is not None and one.sparse is not None
+            rows = None if one.colbert is None else one.colbert.tobytes()
+            sparse = one.sparse.indices.tobytes(), one.sparse.values.tobytes()
+            sizes = (
+                6,
+                len(json.dumps(metadata)),
+                4 * WIDTH,
+                8 * len(one.sparse),
+                None if rows is None else len(rows),
+            )
+            connection.execute(
+                "INSERT INTO documents VALUES (?, 7, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, name, key, one.tokens, one.truncated, *sizes, json.dumps(metadata), f"text {name}"),
+            )
+            connection.execute(
+                "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    key,
+                    one.dense.tobytes(),
+                    *sparse,
+                    None if rows is None else len(rows) // COLBERT // 4,
+                    rows,
+                ),
+            )
+            for path, kind, value in facts(metadata):
+                connection.execute("INSERT INTO facts VALUES (7, ?, ?, ?, ?)", (key, path, kind, value))
+    with opened(tmp_path) as database:
+        collection = database.get("c")
+        assert collection.info.settings == CollectionSettings("exact", "float32", fusion=FusionWeights(1, 0, 0))
+        for name, metadata in texts.items():
+            stored, again = collection.get(name), collection.embedding(name)
+            assert stored is not None and again is not None
+            assert (stored.text, stored.metadata, stored.outputs) == (
+                f"text {name}",
+                metadata,
+                vectors[name].outputs,
+            )
+            np.testing.assert_array_equal(again.dense, vectors[name].dense)
+            if vectors[name].colbert is not None:
+                np.testing.assert_array_equal(again.colbert, vectors[name].colbert)
+        stats = collection.stats()
+        assert (stats.count, stats.last_seq, stats.text_bytes) == (3, 3, 18)
+        assert stats.colbert_bytes == sum(
+            one.colbert.nbytes for one in vectors.values() if one.colbert is not None
+        )
+        assert stats.sparse_bytes == sum(
+            8 * len(one.sparse) for one in vectors.values() if one.sparse is not None
+        )
+        query = SearchRequest(vectors["a"], filter=parse({"n": {"$gt": 1}}))
+        assert [hit.id for hit in collection.search(query)] == ["b"]
+        assert [hit.id for hit in collection.search(replace(query, filter=parse({"tags": "y"})))] == ["a"]
+        assert collection.upsert([Document("a", "new", vectors["b"])]) == [4]
+        assert collection.delete(["b"]) == 1
+        stats = collection.stats()
+        assert (stats.count, stats.text_bytes, stats.dense_bytes) == (2, 9, 8 * WIDTH)
 
 
 def test_another_programs_database_is_refused(tmp_path: Path) -> None:

@@ -7,22 +7,29 @@ The values that go in and out are named again here, so that callers need this mo
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
-from app.index import catalogue, derived, facts, records
-from app.index.derived import Derived
+from app.index import catalogue, changes, facts, fetch, records, upkeep
+from app.index.allowed import AllowedKeys
+from app.index.codes import Kind as ColbertKind
+from app.index.derived import Derived, Part
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
 from app.index.owner import FolderLock
-from app.index.search import check, plain, search
+from app.index.rebuild import Progress, layout_of, load, new_path, nothing, row_of
+from app.index.search import check, search
+from app.index.segment import write
+from app.index.snapshot import Snapshot
 from app.index.storage import Storage
+from app.index.upkeep import Upkeep, merge_plan
 from app.index.values import (
     CollectionInfo,
     CollectionSettings,
@@ -36,14 +43,18 @@ from app.index.values import (
     SearchRequest,
     StoredDocument,
 )
+from app.index.vectors import DenseKind
+from app.index.workers import Workers
 from model.embedding import Embedding
 
 __all__ = [
+    "ColbertKind",
     "Collection",
     "CollectionInfo",
     "CollectionSettings",
     "CollectionStats",
     "Database",
+    "DenseKind",
     "Document",
     "Fusion",
     "Hit",
@@ -56,6 +67,9 @@ __all__ = [
 
 PAGE = 1000
 """Documents of one page when all are walked through."""
+SEGMENTS = "segments"
+"""The folder of derived files beside the database. It may be removed while nobody serves the data folder."""
+CLOSING_S = 5.0
 
 
 class Database:
@@ -65,19 +79,36 @@ class Database:
     nothing. `url` is where the owner answers, for others that find the folder taken.
     """
 
-    def __init__(self, folder: Path, *, fingerprint: str | None = None, url: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fingerprint: str | None = None,
+        url: str | None = None,
+        threads: int | None = None,
+    ) -> None:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._collections: dict[str, Collection] = {}
+        self._segments = folder / SEGMENTS
+        self._workers = Workers(threads)
+        self._upkeep = Upkeep(self.list)
         self._owner = FolderLock(folder, url)
         try:
             self._storage = Storage(folder)
             with self._storage.read() as connection:
-                for key, info in catalogue.everything(connection):
-                    self._collections[info.name] = Collection(self._storage, key, info, fingerprint)
+                found = catalogue.everything(connection)
+            for key, info in found:
+                self._collections[info.name] = self._opened(key, info)
+            self._tidy({str(key) for key, _ in found})
         except BaseException:
             self._owner.release()
             raise
+
+    def load(self, progress: Progress = nothing) -> None:
+        """Read or make what searches need of every collection; the first search of each would."""
+        for collection in self.list():
+            collection.load(progress)
 
     def announce(self, url: str | None) -> None:
         """Tell others where the owner answers, once that is known."""
@@ -112,7 +143,7 @@ class Database:
                 return existing
             with self._storage.write() as connection:
                 key, info = catalogue.add(connection, name, settings, fingerprint, hidden_size, colbert_dim)
-            self._collections[name] = Collection(self._storage, key, info, self._fingerprint)
+            self._collections[name] = self._opened(key, info)
             return self._collections[name]
 
     def get(self, name: str) -> Collection:
@@ -132,8 +163,28 @@ class Database:
 
     def close(self) -> None:
         """Wait for the change at work, close the file and give the folder free. May be called twice."""
+        self._upkeep.close(CLOSING_S)
         self._storage.close()
+        self._workers.close()
         self._owner.release()
+
+    def _opened(self, key: int, info: CollectionInfo) -> Collection:
+        return Collection(
+            self._storage,
+            key,
+            info,
+            fingerprint=self._fingerprint,
+            segments=self._segments / str(key),
+            workers=self._workers,
+            wake=self._upkeep.wake,
+        )
+
+    def _tidy(self, known: set[str]) -> None:
+        """Remove the derived files of collections that are no more: dropped, or of another database."""
+        if self._segments.is_dir():
+            for folder in self._segments.iterdir():
+                if folder.name not in known:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -147,16 +198,33 @@ class Database:
 class Collection:
     """Documents of one name and one model. Made by `Database` only."""
 
-    def __init__(self, storage: Storage, key: int, info: CollectionInfo, fingerprint: str | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        key: int,
+        info: CollectionInfo,
+        *,
+        fingerprint: str | None,
+        segments: Path,
+        workers: Workers,
+        wake: Callable[[], None],
+    ) -> None:
         self.info = info
         self._storage = storage
         self._key = key
         self._fingerprint = fingerprint
+        self._segments = segments
+        self._workers = workers
+        self._wake = wake
         self._dropped = False
         # Changes take turns from reading the derived state to publishing the next one; a search takes
         # whichever is published, without the lock.
         self._change = threading.Lock()
+        self._sealing = threading.Lock()
+        self._merging = threading.Lock()
         self._derived: Derived | None = None
+        self._allowed = AllowedKeys(key)
+        self._layout = layout_of(info)
 
     @property
     def name(self) -> str:
@@ -182,25 +250,31 @@ class Collection:
         encoded = {one.doc_id: one for one in (records.encode(document, self.info) for document in documents)}
         if not encoded:
             return []
+        found_by = [row_of(self._layout, 0, 0, one.embedding) for one in encoded.values()]
         with self._change:
             self._ready()
-            before = self._derived or self._build()
+            before = self._derived or self._load()
             with self._storage.write() as connection:
-                first = records.advance(connection, self._key, self.name, len(encoded))
-                numbers = {doc_id: first + place for place, doc_id in enumerate(encoded)}
-                stored = [
-                    (*records.put(connection, self._key, one, numbers[one.doc_id]), one.embedding)
-                    for one in encoded.values()
+                first = changes.advance(connection, self._key, self.name, len(encoded))
+                written = changes.put(connection, self._key, list(encoded.values()), first)
+                rows = [
+                    replace(row, key=int(key), stamp=int(stamp))
+                    for key, stamp, row in zip(written.keys, written.stamps, found_by, strict=True)
                 ]
-                gone = np.array([key for key, new, _ in stored if not new], np.int64)
+                self._allowed.changed(first + len(rows) - 1, written.keys)
                 # Before the commit: should memory run out here, nothing has happened.
-                after = derived.changed(before, gone, [(key, one) for key, _, one in stored])
+                after = before.changed(written.replaced, rows, len(written.replaced) - len(rows))
             self._derived = after
+        if len(after.recent) >= upkeep.SEGMENT_ROWS:
+            self._wake()
+        if len(after.recent) >= upkeep.MOST_RECENT:
+            self._seal_or_wait()
+        numbers = {doc_id: first + place for place, doc_id in enumerate(encoded)}
         return [numbers[document.id] for document in documents]
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents by id; how many there were. Ids that are not there are passed over."""
-        return self._delete(lambda connection: records.keys_of(connection, self._key, ids))
+        return self._delete(lambda connection: changes.keys_of(connection, self._key, ids))
 
     def delete_where(self, condition: Filter) -> int:
         """Delete the documents that a filter allows; how many there were."""
@@ -210,15 +284,15 @@ class Collection:
         """One document without its vectors, or None."""
         self._ready()
         with self._storage.read() as connection:
-            return records.document(connection, self._key, doc_id)
+            return fetch.document(connection, self._key, doc_id)
 
     def embedding(self, doc_id: str) -> Embedding | None:
         """The stored vectors of one document, or None."""
         self._ready()
-        with self._storage.read() as connection:
-            keys = records.keys_of(connection, self._key, [doc_id])
-            found = records.vectors_by_key(connection, keys, self.info)
-            return plain(found[int(keys[0])][1]) if keys.size else None
+        with self.view(None) as view:
+            keys = changes.keys_of(view.connection, self._key, [doc_id])
+            found = view.embeddings(view.documents(keys))
+            return found[int(keys[0])] if keys.size else None
 
     def search(self, request: SearchRequest) -> list[Hit]:
         """At most `top_k` hits, best first; QueryInvalid where the request does not fit the collection.
@@ -228,15 +302,23 @@ class Collection:
         """
         self._ready(vectors=True)
         weights = check(request, self.info)
+        with self.view(request.filter) as view:
+            return search(view, request, weights)
+
+    @contextmanager
+    def view(self, condition: Filter | None) -> Iterator[Snapshot]:
+        """What a search looks at, for as long as the block lasts."""
+        self._ready()
         state = self._derived or self.load()
         with self._storage.read() as connection:
-            return search(connection, self._key, self.info, state, request, weights)
+            allowed = None if condition is None else self._allowed.select(condition, connection)
+            yield Snapshot(connection, self._key, self.info, state, allowed, self._workers)
 
     def stats(self) -> CollectionStats:
         """Counts and sizes."""
         self._ready()
         with self._storage.read() as connection:
-            return records.stats(connection, self._key, self.name)
+            return fetch.stats(connection, self._key, self.name)
 
     def documents(self, after: str = "", limit: int = PAGE) -> list[StoredDocument]:
         """The next documents in the order of their ids, after that one."""
@@ -244,7 +326,7 @@ class Collection:
         if not is_unicode(after):
             raise QueryInvalid("after", "a lone surrogate is not a character")
         with self._storage.read() as connection:
-            return records.documents(connection, self._key, after, limit)
+            return fetch.documents(connection, self._key, after, limit)
 
     def ids(self) -> Iterator[str]:
         """Every id in order, a page at a time: documents that come or go meanwhile may be met or not."""
@@ -253,13 +335,33 @@ class Collection:
             yield from (document.id for document in page)
             after = page[-1].id
 
-    def load(self) -> Derived:
-        """Build what searches need in memory, if it is not there; the first search or change would."""
+    def load(self, progress: Progress = nothing) -> Derived:
+        """Read what searches need from its files, or make it; the first search or change would."""
         with self._change:
             self._ready()
-            if self._derived is None:
-                self._derived = self._build()
-            return self._derived
+            return self._derived or self._load(progress)
+
+    def seal(self, least: int | None = None) -> bool:
+        """Make a segment of the recent documents where there are enough; called by upkeep."""
+        least = upkeep.SEGMENT_ROWS if least is None else least
+        state = self._derived
+        if state is None or len(state.recent) < least:
+            return False
+        with self._sealing:
+            state = self._derived
+            if self._dropped or state is None or len(state.recent) < least:
+                return False
+            self._replace(state, [], sealed=len(state.recent))
+        return True
+
+    def merge(self, *, idle: bool) -> bool:
+        """Merge the segments that `merge_plan` names; called by upkeep."""
+        with self._merging:
+            state = self._derived
+            if self._dropped or state is None or not (parts := merge_plan(state, idle=idle)):
+                return False
+            self._replace(state, parts, sealed=0)
+        return True
 
     def drop(self) -> None:
         """Delete everything; called by `Database.drop`."""
@@ -269,24 +371,60 @@ class Collection:
                 catalogue.delete(connection, self._key)
             self._dropped = True
             self._derived = None
+        shutil.rmtree(self._segments, ignore_errors=True)
+
+    def _replace(self, state: Derived, parts: Sequence[Part], *, sealed: int) -> None:
+        """Write the living rows of parts and of the recent rows to one segment, and publish it."""
+        old = [part.rows for part in parts]
+        sources = state.sources(parts, recent=sealed > 0)
+        new = None
+        if any(chosen.any() for _, chosen in sources):
+            path = new_path(self._segments)
+            new = write(path, sources, self._layout, self.info.settings.dense_index, self._workers)
+        with self._change:
+            if self._derived is None:  # dropped meanwhile
+                if new is not None:
+                    new.path.unlink(missing_ok=True)
+                return
+            self._derived = self._derived.replaced(old, sealed, new, [chosen for _, chosen in sources])
+        for one in old:
+            one.path.unlink(missing_ok=True)
+
+    def _seal_or_wait(self) -> None:
+        try:
+            self.seal()
+        except OSError:
+            return  # the documents are stored and found; upkeep says so and tries again
 
     def _delete(self, choose: Callable[[sqlite3.Connection], facts.Keys]) -> int:
         with self._change:
             self._ready()
-            before = self._derived or self._build()
+            before = self._derived or self._load()
             with self._storage.write() as connection:
                 keys = choose(connection)
                 if not keys.size:
                     return 0
-                records.advance(connection, self._key, self.name, len(keys))
-                records.remove(connection, keys)
-                after = derived.changed(before, keys, [])
+                first = changes.advance(connection, self._key, self.name, len(keys))
+                self._allowed.changed(first + len(keys) - 1, keys)
+                changes.remove(connection, self._key, keys)
+                after = before.changed(keys, [], len(keys))
             self._derived = after
+        self._wake()
         return len(keys)
 
-    def _build(self) -> Derived:
+    def _load(self, progress: Progress = nothing) -> Derived:
         with self._storage.read() as connection:
-            return derived.build(records.stream(connection, self._key), self.info.hidden_size)
+            self._derived = load(
+                connection,
+                self._key,
+                self.info,
+                self._layout,
+                self._segments,
+                self._workers,
+                progress,
+            )
+        self._wake()
+        return self._derived
 
     def _ready(self, *, vectors: bool = False) -> None:
         if self._dropped:

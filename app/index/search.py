@@ -1,27 +1,20 @@
-"""One search through a collection: allowed keys, candidates, all three true scores, fusion, hits.
+"""One search: candidates, all three true scores, fusion, hits. Over any store that fits the port.
 
-Candidates come from the derived indexes, which may be a moment older or newer than the snapshot that is
-read here. Nothing else does: scores, texts and vectors of a hit are read in one transaction, so a
-document is wholly old or wholly new, and a candidate deleted meanwhile is passed over.
-
-Legend: n candidates, M query vectors, D hidden size, C ColBERT dimension.
+Legend: n candidates.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.index import fusion, records
-from app.index.derived import Derived
 from app.index.errors import QueryInvalid
-from app.index.facts import Keys, select
-from app.index.multivector import maxsim
+from app.index.facts import Keys
+from app.index.port import Finder, Found, Scored, View
 from app.index.values import (
     CollectionInfo,
     Fusion,
@@ -32,11 +25,13 @@ from app.index.values import (
     SearchRequest,
     StoredDocument,
 )
-from model.embedding import OUTPUTS, Embedding, LexicalWeights, Output
-from model.scoring import FusionWeights
+from model.embedding import OUTPUTS, Embedding
+from model.scoring import FusionWeights, hybrid_score
 
-FETCH = 128
-"""Candidates whose vectors are in memory at once."""
+FIRST_CANDIDATES, MOST_CANDIDATES = 100, 800
+"""Per leg, where the request does not say how many: doubled while others could still reach the top."""
+SPARE = 16
+"""Taken beyond the candidates asked for: legs may rank by rounded vectors, the hits are ranked exactly."""
 
 
 def check(request: SearchRequest, info: CollectionInfo) -> FusionWeights:
@@ -47,7 +42,7 @@ def check(request: SearchRequest, info: CollectionInfo) -> FusionWeights:
     if request.fusion not in get_args(Fusion):
         raise QueryInvalid("fusion", f"{request.fusion!r} is not one of {', '.join(get_args(Fusion))}")
     for name, value in (("top_k", request.top_k), ("candidates", request.candidates)):
-        if value < 1:
+        if value is not None and value < 1:
             raise QueryInvalid(name, f"{value} is less than 1")
     if (fault := records.misfit(query, info)) is not None:
         raise QueryInvalid(f"query.{fault[0]}", fault[1])
@@ -57,142 +52,99 @@ def check(request: SearchRequest, info: CollectionInfo) -> FusionWeights:
     return fusion.weights_present(weights, query.outputs) if request.mode == "hybrid" else weights
 
 
-def search(
-    connection: sqlite3.Connection,
-    collection: int,
-    info: CollectionInfo,
-    derived: Derived,
-    request: SearchRequest,
-    weights: FusionWeights,
-) -> list[Hit]:
+def search(view: View, request: SearchRequest, weights: FusionWeights) -> list[Hit]:
     """The hits of a checked request, best first, equals in the order of their ids."""
-    keys = _candidates(connection, collection, derived, request)
-    ids, keys, legs = _scores(connection, keys, request.query, info)
-    ranks = fusion.places(legs)
-    scores = fusion.fused(legs, ranks, request.mode, request.fusion, weights)
-    order = np.lexsort((np.array(ids, dtype=object).argsort(kind="stable").argsort(), -scores))
-    chosen = [int(place) for place in order[: request.top_k] if not np.isnan(scores[place])]
-    found = records.documents_by_key(connection, [int(keys[place]) for place in chosen])
-    vectors = _embeddings(connection, keys[chosen], info) if request.with_embeddings else {}
+    found = _candidates(view, request, weights)
+    ranks = fusion.places(found.legs)
+    scores = fusion.fused(found.legs, ranks, request.mode, request.fusion, weights)
+    chosen = _best(view, found.keys, scores, request.top_k)
+    documents = view.documents(found.keys[chosen])
+    vectors = view.embeddings(documents) if request.with_embeddings else {}
     return [
         _hit(
-            found[int(keys[place])],
+            documents[int(found.keys[place])],
             float(scores[place]),
-            LegScores(**{leg: _or_none(legs.of(leg)[place]) for leg in OUTPUTS}),
+            LegScores(**{leg: _or_none(found.legs.of(leg)[place]) for leg in OUTPUTS}),
             LegRanks(**{leg: int(ranks[leg][place]) or None for leg in OUTPUTS}),
-            vectors.get(int(keys[place])),
+            vectors.get(int(found.keys[place])),
         )
         for place in chosen
     ]
 
 
-def _candidates(
-    connection: sqlite3.Connection, collection: int, derived: Derived, request: SearchRequest
-) -> Keys:
-    """Keys worth scoring, ascending: what either leg puts up, or everything where that is no more."""
-    wanted = max(request.candidates, request.top_k)
-    query = request.query
-    allowed = None if request.filter is None else select(request.filter, connection, collection)
-    total = derived.count if allowed is None else allowed.size
-    # Token vectors alone find nothing: without another leg every document has to be looked at.
-    blind = query.dense is None and query.sparse is None
-    if request.exact or blind or total <= wanted:
-        return records.all_keys(connection, collection) if allowed is None else allowed
-    union = np.empty(0, np.int64)
-    if query.dense is not None:
-        union = np.union1d(union, derived.dense.search(query.dense, wanted, allowed)[0])
-    if query.sparse is not None:
-        union = np.union1d(union, derived.lexical.search(query.sparse, wanted, allowed)[0])
-    if union.size < request.top_k:
-        # Documents without vectors for these legs: a page is filled while there is something to fill it with.
-        others = records.all_keys(connection, collection) if allowed is None else allowed
-        others = np.setdiff1d(others, union, assume_unique=True)
-        union = np.union1d(union, others[: request.top_k - union.size])
-    return union
+def _candidates(view: View, request: SearchRequest, weights: FusionWeights) -> Scored:
+    """Every document worth ranking, with all its scores."""
+    wanted = max(request.candidates or FIRST_CANDIDATES, request.top_k)
+    most = wanted if request.candidates is not None else max(wanted, MOST_CANDIDATES)
+    legs = _legs(view, request)
+    # Without a leg that finds anything every document has to be looked at.
+    if request.exact or not legs or view.count <= wanted:
+        return view.scores(view.keys(), request.query)
+    scored: Scored | None = None
+    while True:
+        found = view.candidates(request.query, legs, wanted + SPARE)
+        union = np.unique(np.concatenate([keys for keys, _ in found.values()]))
+        union = _filled(view, request, union)
+        if scored is None:
+            scored = view.scores(union, request.query)
+        else:
+            others = np.setdiff1d(union, scored.keys, assume_unique=True)
+            scored = scored.joined(view.scores(others, request.query))
+        if wanted >= most or _settled(scored, found, wanted, request, weights):
+            return scored
+        wanted = min(2 * wanted, most)
 
 
-def _scores(
-    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo
-) -> tuple[list[str], Keys, fusion.Legs]:
-    """Ids, keys and scores of those candidates that exist. Shapes: [n] each."""
-    ids: list[str] = []
-    present: list[Keys] = []
-    parts: dict[Output, list[NDArray[np.float64]]] = {leg: [np.empty(0)] for leg in OUTPUTS}
-    for page in _pages(keys):
-        rows = records.vectors_by_key(connection, page, info, colbert=query.colbert is not None)
-        found = [key for key in page.tolist() if key in rows]
-        documents = [rows[key][1] for key in found]
-        ids += [rows[key][0] for key in found]
-        present.append(np.array(found, np.int64))
-        parts["dense"].append(_dense(query, documents))
-        parts["sparse"].append(_sparse(query, documents))
-        parts["colbert"].append(_colbert(query, documents))
-    legs = fusion.Legs(**{leg: np.concatenate(parts[leg]) for leg in OUTPUTS})
-    return ids, np.concatenate([np.empty(0, np.int64), *present]), legs
+def _legs(view: View, request: SearchRequest) -> list[Finder]:
+    """Those that put up candidates; the dense or the lexical leg alone where its score alone decides."""
+    able: list[Finder] = [leg for leg in OUTPUTS if leg in request.query.outputs and leg in view.finders]
+    return [leg for leg in able if leg == request.mode and leg != "colbert"] or able
 
 
-def _dense(query: Embedding, documents: list[Embedding]) -> NDArray[np.float64]:
-    scores = np.full(len(documents), np.nan)
-    if query.dense is None:
-        return scores
-    vectors = [(place, one.dense) for place, one in enumerate(documents) if one.dense is not None]
-    if vectors:
-        # In float64, so that equal vectors score equal wherever they stand in the matrix.
-        matrix = np.stack([vector for _, vector in vectors], dtype=np.float64)  # [n, D]
-        scores[[place for place, _ in vectors]] = (matrix @ query.dense.astype(np.float64)).astype(np.float32)
-    return scores
+def _settled(
+    scored: Scored, found: Mapping[Finder, Found], wanted: int, request: SearchRequest, weights: FusionWeights
+) -> bool:
+    """Whether a document that no leg has put up can be expected to stay below the last hit.
+
+    Its dense and lexical scores are bounded by the legs' last; its ColBERT score is taken to be at most
+    the best among the candidates of the lower half of all legs: likely, not proven.
+    """
+    if (request.mode in found and request.mode != "colbert") or request.fusion == "rrf":
+        return True
+    weights = weights if request.mode == "hybrid" else FusionWeights(0, 0, 1)
+    ranks = fusion.places(scored.legs)
+    scores = fusion.fused(scored.legs, ranks, request.mode, request.fusion, weights)
+    scores = scores[~np.isnan(scores)]
+    if len(scores) <= request.top_k:
+        return False
+    last = np.partition(scores, len(scores) - request.top_k)[len(scores) - request.top_k]
+    upper = np.concatenate([keys[: len(keys) // 2] for keys, _ in found.values()])
+    edge = scored.legs.colbert[~np.isin(scored.keys, upper) & ~np.isnan(scored.legs.colbert)]
+    # A leg that found fewer than it might has no more: what is outside of it scores 0 there.
+    dense, sparse = (
+        float(found[leg][1][-1]) if leg in found and len(found[leg][0]) >= wanted else 0.0
+        for leg in ("dense", "sparse")
+    )
+    return bool(last >= hybrid_score(weights, dense, sparse, float(edge.max()) if edge.size else 0.0))
 
 
-def _sparse(query: Embedding, documents: list[Embedding]) -> NDArray[np.float64]:
-    scores = np.full(len(documents), np.nan)
-    if query.sparse is None:
-        return scores
-    weights = [(place, one.sparse) for place, one in enumerate(documents) if one.sparse is not None]
-    if weights:
-        scores[[place for place, _ in weights]] = _lexical(query.sparse, [one for _, one in weights])
-    return scores
+def _filled(view: View, request: SearchRequest, union: Keys) -> Keys:
+    """With documents that no leg knows, where a page would stay empty although there are some."""
+    missing = request.top_k - union.size
+    if missing <= 0 or request.mode in ("dense", "sparse"):
+        return union
+    return np.union1d(union, np.setdiff1d(view.keys(), union, assume_unique=True)[:missing])
 
 
-def _lexical(query: LexicalWeights, documents: list[LexicalWeights]) -> NDArray[np.float32]:
-    """`scoring.lexical_score` of many documents. Shape: [n]."""
-    if not len(query):
-        return np.zeros(len(documents), np.float32)
-    rows = np.repeat(np.arange(len(documents)), [len(one) for one in documents])
-    terms = np.concatenate([one.indices for one in documents])
-    values = np.concatenate([one.values for one in documents])
-    at = np.searchsorted(query.indices, terms)
-    at[at == len(query)] = 0
-    shared = np.flatnonzero(query.indices[at] == terms)
-    products = values[shared] * query.values[at[shared]].astype(np.float64)
-    return np.bincount(rows[shared], products, minlength=len(documents)).astype(np.float32)
-
-
-def _colbert(query: Embedding, documents: list[Embedding]) -> NDArray[np.float64]:
-    scores = np.full(len(documents), np.nan)
-    if query.colbert is None:
-        return scores
-    vectors = [(place, one.colbert) for place, one in enumerate(documents) if one.colbert is not None]
-    if vectors:
-        scores[[place for place, _ in vectors]] = maxsim(query.colbert, [rows for _, rows in vectors])
-    return scores
-
-
-def _embeddings(connection: sqlite3.Connection, keys: Keys, info: CollectionInfo) -> dict[int, Embedding]:
-    found: dict[int, Embedding] = {}
-    for page in _pages(keys):
-        for key, (_, one) in records.vectors_by_key(connection, page, info).items():
-            found[key] = plain(one)
-    return found
-
-
-def plain(stored: Embedding) -> Embedding:
-    """An embedding as other rooms know it: token vectors in float32."""
-    return stored if stored.colbert is None else replace(stored, colbert=stored.colbert.astype(np.float32))
-
-
-def _pages(keys: Keys) -> Iterator[Keys]:
-    for first in range(0, len(keys), FETCH):
-        yield keys[first : first + FETCH]
+def _best(view: View, keys: Keys, scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of the best scores, equals in the order of their documents' ids."""
+    hits = np.flatnonzero(~np.isnan(scores))
+    if len(hits) > count:
+        last = np.partition(scores[hits], len(hits) - count)[len(hits) - count]
+        hits = hits[scores[hits] >= last]
+    ids = view.ids(keys[hits])
+    order = sorted(hits.tolist(), key=lambda place: (-scores[place], ids[int(keys[place])]))
+    return np.array(order[:count], np.int64)
 
 
 def _or_none(score: np.float64) -> float | None:

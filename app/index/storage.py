@@ -21,6 +21,8 @@ BUSY_TIMEOUT_MS = 10_000
 IDLE_READERS = 16
 """Connections kept for the next reader; more are opened while more read at once."""
 
+_PARTS = ("text", "metadata", "dense", "sparse", "colbert")
+
 # The statements that lead from format version n to n + 1. Never edit one that was released: add another.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -85,6 +87,53 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
         "CREATE INDEX facts_by_value ON facts (collection, path, kind, value, document)",
+        "CREATE INDEX facts_by_document ON facts (document)",
+    ),
+    (
+        # What a version of a document is known by in derived files: drawn at random with each change, so
+        # that a file can never be taken for current, not even beside an older copy of this database.
+        "ALTER TABLE documents ADD COLUMN stamp INTEGER NOT NULL DEFAULT 0",
+        "UPDATE documents SET stamp = random() & 0x7fffffffffffffff",
+        "CREATE INDEX versions ON documents (collection, key, stamp)",
+        # Sums are kept, not counted: the index that they were read from cost a write for each document.
+        *(
+            f"ALTER TABLE collections ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
+            for name in ("count", *(f"{part}_bytes" for part in _PARTS))
+        ),
+        """
+        UPDATE collections
+        SET (count, text_bytes, metadata_bytes, dense_bytes, sparse_bytes, colbert_bytes) = (
+            SELECT count(*), coalesce(sum(text_bytes), 0), coalesce(sum(metadata_bytes), 0),
+                   coalesce(sum(dense_bytes), 0), coalesce(sum(sparse_bytes), 0),
+                   coalesce(sum(colbert_bytes), 0)
+            FROM documents WHERE collection = collections.id
+        )
+        """,
+        "DROP INDEX sizes",
+        # Token vectors are large: what reads the other vectors of a whole collection does not pass over them.
+        """
+        CREATE TABLE token_vectors (
+            document INTEGER PRIMARY KEY REFERENCES documents (key) ON DELETE CASCADE,
+            codes BLOB NOT NULL
+        )
+        """,
+        "INSERT INTO token_vectors SELECT document, colbert FROM vectors WHERE colbert IS NOT NULL",
+        "ALTER TABLE vectors DROP COLUMN colbert_rows",
+        "ALTER TABLE vectors DROP COLUMN colbert",
+        # One tree instead of a table and its index.
+        """
+        CREATE TABLE facts_in_order (
+            collection INTEGER NOT NULL,
+            path TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            value NOT NULL,
+            document INTEGER NOT NULL REFERENCES documents (key) ON DELETE CASCADE,
+            PRIMARY KEY (collection, path, kind, value, document)
+        ) WITHOUT ROWID
+        """,
+        "INSERT OR IGNORE INTO facts_in_order SELECT collection, path, kind, value, document FROM facts",
+        "DROP TABLE facts",
+        "ALTER TABLE facts_in_order RENAME TO facts",
         "CREATE INDEX facts_by_document ON facts (document)",
     ),
 )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from app.index.codes import Kind as ColbertKind
 from app.index.filters import Filter
+from app.index.vectors import DenseKind
 from model.embedding import Embedding, Output
 from model.scoring import FusionWeights
 
@@ -21,17 +23,22 @@ Fusion = Literal["weighted", "rrf"]
 class CollectionSettings:
     """What is chosen when a collection is made and holds for its life."""
 
-    dense_index: Literal["exact"] = "exact"
-    colbert: Literal["float16", "float32"] = "float16"
-    """How token vectors are stored; float16 halves the file and costs about 1e-3 of a similarity."""
+    dense_index: DenseKind = "auto"
+    """How dense candidates are found among many documents; `auto` chooses by size, `exact` looks at all."""
+    colbert: ColbertKind = "float16"
+    """How token vectors are stored; fewer bits make the file smaller and the scores less exact."""
+    colbert_candidates: bool = False
+    """Whether ColBERT puts up candidates by itself; 4 KB more on disk and 256 bytes in memory a document."""
     fusion: FusionWeights = field(default_factory=FusionWeights)
     """The weights of a hybrid search that names none."""
 
     def __post_init__(self) -> None:
-        if self.dense_index != "exact":
-            raise ValueError(f"dense_index is 'exact', not {self.dense_index!r}")
-        if self.colbert not in ("float16", "float32"):
-            raise ValueError(f"colbert is 'float16' or 'float32', not {self.colbert!r}")
+        for name, value, known in (
+            ("dense_index", self.dense_index, get_args(DenseKind)),
+            ("colbert", self.colbert, get_args(ColbertKind)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ class Document:
     text: str
     embedding: Embedding
     metadata: Mapping[str, object] = field(default_factory=dict)
+    codes: bytes | None = None
+    """Token vectors as the collection's codec stores them, in place of `embedding.colbert`; not examined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +104,9 @@ class SearchRequest:
     weights: FusionWeights | None = None
     """None takes the collection's."""
     top_k: int = 10
-    candidates: int = 100
-    """How many documents each leg puts up, at least `top_k`."""
+    candidates: int | None = None
+    """How many documents each leg puts up, at least `top_k`; None begins with 100 and takes more while
+    others could still reach the top."""
     filter: Filter | None = None
     exact: bool = False
     """Score every document that the filter allows, not only the legs' candidates."""

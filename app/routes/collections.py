@@ -83,7 +83,12 @@ async def create_collection(name: str, request: Request, body: CollectionBody | 
     service = service_of(request)
     body = body or CollectionBody()
     weights = fusion_weights(body.fusion, "fusion") or FusionWeights()
-    settings = CollectionSettings(dense_index=body.dense_index, colbert=body.colbert, fusion=weights)
+    settings = CollectionSettings(
+        dense_index=body.dense_index,
+        colbert=body.colbert,
+        colbert_candidates=body.colbert_candidates,
+        fusion=weights,
+    )
 
     def create() -> tuple[bool, dict[str, Any]]:
         known = any(one.name == name for one in service.database.list())

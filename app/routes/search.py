@@ -107,7 +107,7 @@ def _checked(service: Service, body: SearchBody) -> partial[SearchRequest]:
         fusion=body.fusion,
         weights=fusion_weights(body.weights),
         top_k=body.top_k,
-        candidates=candidates,
+        candidates=body.candidates,
         filter=parse(body.filter) if body.filter is not None else None,
         exact=body.exact,
         with_embeddings=body.explain,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from app.index.collection import ColbertKind, DenseKind
 from app.schemas.base import EmbeddingBody, ErrorDetail, RequestBody, ResponseBody, Usage, WeightsBody
 
 MAX_ID_BYTES = 512
@@ -16,9 +17,18 @@ DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BY
 class CollectionBody(RequestBody):
     """Settings of a new collection; they hold for its life."""
 
-    dense_index: Literal["exact"] = Field(default="exact", description="How dense vectors are searched.")
-    colbert: Literal["float16", "float32"] = Field(
-        default="float16", description="How token vectors are stored."
+    dense_index: DenseKind = Field(
+        default="auto",
+        description="How dense candidates are found: `exact` looks at every vector, `auto` does so until "
+        "there are too many.",
+    )
+    colbert: ColbertKind = Field(
+        default="float16",
+        description="How token vectors are stored. 1024 numbers take 2 KB as float16, 260 bytes as 2bit.",
+    )
+    colbert_candidates: bool = Field(
+        default=False,
+        description="Let ColBERT put up candidates too, so that what only late interaction finds is found.",
     )
     fusion: WeightsBody | None = Field(
         default=None,

@@ -62,7 +62,8 @@ class SearchBody(RequestBody):
     candidates: int | None = Field(
         default=None,
         ge=1,
-        description="Documents that each leg puts up for exact scoring; 100 or `top_k` unless given.",
+        description="Documents that each leg puts up for exact scoring. Unless given, 100 or `top_k`, and "
+        "more while others could still reach the top.",
     )
     filter: dict[str, Any] | None = Field(
         default=None, description='E.g. {"lang": "en", "year": {"$gte": 2020}}.'

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.index import dense, lexical
-from app.index.collection import Document, SearchRequest
+from app.index import upkeep
+from app.index.collection import SEGMENTS, Document, SearchRequest
 from app.index.filters import matches, parse
 from model.scoring import FusionWeights
 from tests.index_helpers import blend, embedding, made, opened, truth
@@ -82,6 +82,23 @@ class Index(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.database.close()
+        self.database = opened(self.folder)
+        self.collection = self.database.get("c")
+
+    @rule(idle=st.booleans())
+    def tend(self, idle: bool) -> None:
+        """What upkeep's threads do now and then, now."""
+        self.collection.seal()
+        while self.collection.merge(idle=idle):
+            pass
+
+    @rule(whole=st.booleans())
+    def lose_derived_files(self, whole: bool) -> None:
+        """Derived files go, or are torn, while nobody serves the folder."""
+        self.database.close()
+        for path in (self.folder / SEGMENTS).rglob("*.segment"):
+            content = path.read_bytes()
+            path.write_bytes(b"" if whole else content[: len(content) // 2])
         self.database = opened(self.folder)
         self.collection = self.database.get("c")
 
@@ -155,15 +172,15 @@ class Index(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize("merge_rows", [2, 4096])
+@pytest.mark.parametrize("segment_rows", [2, 4096])
 def test_the_index_is_a_dictionary_that_can_be_searched(
-    monkeypatch: pytest.MonkeyPatch, merge_rows: int
+    monkeypatch: pytest.MonkeyPatch, segment_rows: int
 ) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    # With 2 nearly every change merges, with 4,096 none does.
-    monkeypatch.setattr(dense, "MERGE_ROWS", merge_rows)
-    monkeypatch.setattr(lexical, "MERGE_ROWS", merge_rows)
+    # With 2 nearly every change makes a segment, with 4,096 none does.
+    monkeypatch.setattr(upkeep, "SEGMENT_ROWS", segment_rows)
+    monkeypatch.setattr(upkeep, "MOST_RECENT", 4 * segment_rows)
     run_state_machine_as_test(
         Index,
         settings=settings(

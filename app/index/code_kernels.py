@@ -1,0 +1,752 @@
+"""Machine code for `codes.py`: the rotation, coding and decoding of rows, MaxSim from their codes, pooling.
+
+Legend: C width, W width of a row once unpacked (C and its padding), R rows of a block, M query vectors,
+n documents. What is rotated lies as [C, LANES]: LANES rows side by side, so that each step is one of vectors.
+The format is described in `codes.py`. Nothing here checks lengths or shapes; its callers must, for addresses
+are taken as they are given. Coding rounds the same on every machine (no sum is reordered), scoring need not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from app.index.compiled import inlined, kernel, loose_kernel
+
+LANES = 16
+"""Rows that are rotated side by side, so that every step of the transform is a step over vectors."""
+BLOCK_ROWS = 64
+"""Rows unpacked at once: 128 KiB of int16 at C = 1024 stay in a core's own cache."""
+TILE = 4
+"""So many query vectors and so many rows share each load. Query arrays are padded to a multiple."""
+GROUP = 64
+"""Query vectors whose products with a block are kept at once."""
+ALIGNMENT = 32
+"""Rows and query vectors are padded with zeros to a multiple of this many values."""
+FLOATS = 16
+"""From this many bits on a value is a float, not a code."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_context: Any, _address: Any) -> Any:
+    """The bytes at an address."""
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(types.uint64), make
+
+
+def _transposition(element: ir.Type) -> Any:
+    """What writes 16 vectors of 16 elements as their transpose: four rounds of zipping two halves.
+
+    Arguments: address and bytes from vector to vector of the source, then of the target. LLVM would do
+    single elements, or scatter them, which is slower still.
+    """
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        source, source_step, target, target_step = arguments
+        kind = ir.VectorType(element, LANES)
+        size = element.width // 8 if isinstance(element, ir.IntType) else 4
+
+        def place(base: Any, step: Any, number: int) -> Any:
+            offset = builder.mul(step, ir.IntType(64)(number))
+            return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
+
+        vectors = [builder.load(place(source, source_step, n), align=size) for n in range(LANES)]
+        masks = [[half * LANES // 2 + n // 2 + (n % 2) * LANES for n in range(LANES)] for half in range(2)]
+        for _ in range(LANES.bit_length() - 1):
+            vectors = [
+                builder.shuffle_vector(
+                    vectors[n // 2], vectors[n // 2 + LANES // 2], _constants(masks[n % 2])
+                )
+                for n in range(LANES)
+            ]
+        for number, vector in enumerate(vectors):
+            builder.store(vector, place(target, target_step, number), align=size)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.uint64, types.uint64, types.uint64, types.uint64), make
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _butterflies(_context: Any, _address: Any, _step: Any) -> Any:
+    """Two steps of the transform on 4 vectors of LANES floats, `step` bytes from each to the next, in place.
+
+    As vectors, for LLVM would have to prove first that the four do not overlap.
+    """
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
+        places = [
+            builder.inttoptr(
+                builder.add(arguments[0], builder.mul(arguments[1], number(n))), kind.as_pointer()
+            )
+            for n in range(4)
+        ]
+        a, b, c, d = (builder.load(place, align=4) for place in places)
+        p, q, r, s = builder.fadd(a, b), builder.fsub(a, b), builder.fadd(c, d), builder.fsub(c, d)
+        found = builder.fadd(p, r), builder.fadd(q, s), builder.fsub(p, r), builder.fsub(q, s)
+        for place, value in zip(places, found, strict=True):
+            builder.store(value, place, align=4)
+        return ir.Constant(number, 0)
+
+    return types.int64(types.uint64, types.uint64), make
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _multiplied(_context: Any, _address: Any, _factors: Any) -> Any:
+    """Multiply LANES floats at an address by those at another, in place."""
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(ir.FloatType(), LANES)
+        place, factors = (builder.inttoptr(one, kind.as_pointer()) for one in arguments)
+        product = builder.fmul(builder.load(place, align=4), builder.load(factors, align=4))
+        builder.store(product, place, align=4)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.uint64, types.uint64), make
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _scaled(_context: Any, _address: Any, _factor: Any) -> Any:
+    """Multiply LANES floats at an address by one number, in place."""
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(ir.FloatType(), LANES)
+        place = builder.inttoptr(arguments[0], kind.as_pointer())
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), arguments[1], ir.IntType(32)(0))
+        every = builder.shuffle_vector(one, one, _constants([0] * LANES))
+        builder.store(builder.fmul(builder.load(place, align=4), every), place, align=4)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.uint64, types.float32), make
+
+
+def _constants(values: list[int]) -> Any:
+    """A vector of int32, as masks are."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), values)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _transpose_floats(_context: Any, _a: Any, _b: Any, _c: Any, _d: Any) -> Any:
+    """See `_transposition`."""
+    return _transposition(ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _transpose_bytes(_context: Any, _a: Any, _b: Any, _c: Any, _d: Any) -> Any:
+    """See `_transposition`."""
+    return _transposition(ir.IntType(8))
+
+
+def _products(whole: bool) -> Any:
+    """What writes the dot products of TILE query vectors with TILE rows: [TILE rows, TILE query vectors].
+
+    Arguments: address and bytes from vector to vector of the queries, of the rows and of the result, and the
+    vectors' length, a multiple of ALIGNMENT. int16 to int32 where `whole`, else float32.
+    Written as vectors, because LLVM multiplies int16 as int32 otherwise. The sum of neighbouring products
+    is what it has one instruction for (vpmaddwd, vpdpwssd), or does step by step where there is none.
+    """
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        queries, query_step, rows, row_step, found, found_step, length = arguments
+        number = ir.IntType(64)
+        wide = binding.get_host_cpu_features().get("avx512bw", False)
+        # The sums must stay in registers: 16 of 512 bits where there are 32, else 8 of them at a time.
+        lanes, at_once = (16, TILE) if wide else (8, TILE // 2)
+        for first in range(0, TILE, at_once):
+            places = [builder.add(queries, builder.mul(query_step, number(n))) for n in range(TILE)]
+            places += [builder.add(rows, builder.mul(row_step, number(first + n))) for n in range(at_once)]
+            sums = _product_loop(builder, whole, lanes, places, length)
+            add = builder.add if whole else builder.fadd
+            width = lanes
+            while width > 1:
+                # Neighbours are added until each lane holds one whole sum, in order.
+                width //= 2
+                if len(sums) > 1:
+                    pairs = zip(sums[::2], sums[1::2], strict=True)
+                    sums = [_neighbours(builder, one, other, lanes, add) for one, other in pairs]
+                else:
+                    sums = [_neighbours(builder, sums[0], sums[0], sums[0].type.count // 2, add)]
+            for row in range(at_once):
+                vector = sums[row * TILE // lanes]
+                lane = row * TILE % lanes
+                part = builder.shuffle_vector(vector, vector, _constants(list(range(lane, lane + TILE))))
+                offset = builder.mul(found_step, number(first + row))
+                target = builder.inttoptr(builder.add(found, offset), part.type.as_pointer())
+                builder.store(part, target, align=4)
+        return ir.Constant(number, 0)
+
+    return types.int64(*(types.uint64,) * 7), make
+
+
+def _product_loop(builder: Any, whole: bool, lanes: int, places: list[Any], length: Any) -> list[Any]:
+    """The loop over the vectors at `places`, TILE query vectors and then rows; sums by row, then query."""
+    number = ir.IntType(64)
+    sums = ir.VectorType(ir.IntType(32) if whole else ir.FloatType(), lanes)
+    step, size = (2 * lanes, 2) if whole else (lanes, 4)
+    kind = ir.VectorType(ir.IntType(16), step) if whole else sums
+    zero = ir.Constant(sums, [0] * lanes if whole else [0.0] * lanes)
+    before = builder.block
+    body, after = builder.append_basic_block("products"), builder.append_basic_block("sums")
+    builder.branch(body)
+    builder.position_at_end(body)
+    at = builder.phi(number)
+    running = [builder.phi(sums) for _ in range(TILE * (len(places) - TILE))]
+    offset = builder.mul(at, number(size))
+    loaded = [
+        builder.load(builder.inttoptr(builder.add(place, offset), kind.as_pointer()), align=size)
+        for place in places
+    ]
+    following = []
+    for place, total in enumerate(running):
+        query, row = loaded[place % TILE], loaded[TILE + place // TILE]
+        if whole:
+            double = ir.VectorType(ir.IntType(32), step)
+            product = builder.mul(builder.sext(query, double), builder.sext(row, double))
+            following.append(builder.add(total, _neighbours(builder, product, product, lanes, builder.add)))
+        else:
+            flags = ("reassoc", "contract", "nsz")
+            following.append(builder.fadd(total, builder.fmul(query, row, flags=flags), flags=flags))
+        total.add_incoming(zero, before)
+        total.add_incoming(following[-1], body)
+    end = builder.add(at, number(step))
+    at.add_incoming(number(0), before)
+    at.add_incoming(end, body)
+    builder.cbranch(builder.icmp_unsigned("<", end, length), body, after)
+    builder.position_at_end(after)
+    return following
+
+
+def _neighbours(builder: Any, one: Any, other: Any, lanes: int, add: Any) -> Any:
+    """The sums of neighbours in two vectors laid end to end, the first `lanes` of them."""
+    even, odd = _constants(list(range(0, 2 * lanes, 2))), _constants(list(range(1, 2 * lanes, 2)))
+    return add(builder.shuffle_vector(one, other, even), builder.shuffle_vector(one, other, odd))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _whole_products(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any) -> Any:
+    """See `_products`."""
+    return _products(whole=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_products(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any) -> Any:
+    """See `_products`."""
+    return _products(whole=False)
+
+
+@inlined
+def _level(bits: int, code: Any) -> Any:
+    """The whole number that a code stands for; see `codes.py`."""
+    if bits == 1:
+        return 2 * code - 1
+    if bits == 2:
+        return 7 * code - 10 - (code >> 1)
+    odd = 2 * code - 15
+    return (odd * (460 + odd * odd) + 32) >> 6
+
+
+@inlined
+def _float32(low: Any, high: Any) -> Any:
+    """Two halves of a little-endian float32."""
+    return np.uint32(np.uint32(low) | (np.uint32(high) << np.uint32(16))).view(np.float32)
+
+
+@inlined
+def _scale(row: Any, at: int) -> Any:
+    """The little-endian float32 at a byte, which need not be aligned."""
+    low = np.uint32(row[at]) | (np.uint32(row[at + 1]) << np.uint32(8))
+    high = np.uint32(row[at + 2]) | (np.uint32(row[at + 3]) << np.uint32(8))
+    return _float32(low, high)
+
+
+@inlined
+def _unpack(bits: int, row: Any, width: int, found: Any) -> None:
+    """The levels of one row's codes, in the order of the dimensions."""
+    if bits == 8:
+        for place in range(width):
+            found[place] = np.int8(row[place])
+    elif bits == 1:
+        plane = (width + 7) // 8
+        for part in range(8):
+            to = found[part * plane : (part + 1) * plane]
+            for place in range(plane):
+                to[place] = _level(1, (row[place] >> part) & 1)
+    elif bits == 2:
+        plane = (width + 3) // 4
+        for part in range(4):
+            to = found[part * plane : (part + 1) * plane]
+            for place in range(plane):
+                to[place] = _level(2, (row[place] >> (2 * part)) & 3)
+    elif bits == 4:
+        plane = (width + 1) // 2
+        for part in range(2):
+            to = found[part * plane : (part + 1) * plane]
+            for place in range(plane):
+                to[place] = _level(4, (row[place] >> (4 * part)) & 15)
+
+
+@inlined
+def _hadamard(lanes: Any, size: int) -> None:
+    """Walsh-Hadamard transform, not normalised, of `size` (a power of two) times LANES values, in place."""
+    step, row = 1, np.uint64(LANES * 4)
+    base = np.uint64(lanes.ctypes.data)
+    while step * 4 <= size:
+        # Two steps of the transform at once halve the way through the cache.
+        for group in range(0, size, 4 * step):
+            for place in range(group, group + step):
+                _butterflies(base + np.uint64(place) * row, np.uint64(step) * row)
+        step *= 4
+    if step < size:
+        twos = lanes.reshape(2, step * LANES)
+        for k in range(step * LANES):
+            a, b = twos[0, k], twos[1, k]
+            twos[0, k], twos[1, k] = a + b, a - b
+
+
+@inlined
+def _turned(lanes: Any, signs: Any) -> None:
+    """Multiply each dimension of [C * LANES] by its sign, and by what keeps the transform's lengths."""
+    for place in range(len(signs)):
+        _scaled(np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4), signs[place])
+
+
+@inlined
+def _shortened(lanes: Any, factor: Any) -> None:
+    """Keep the lengths of those dimensions that both transforms take."""
+    for place in range(len(lanes)):
+        lanes[place] *= factor
+
+
+@inlined
+def _rotate(lanes: Any, signs: Any, size: int) -> None:
+    """Both rounds: signs, transform of the first `size` dimensions, transform of the last, in place."""
+    width = signs.shape[1]
+    for turn in range(signs.shape[0]):
+        _turned(lanes, signs[turn])
+        _hadamard(lanes[: size * LANES], size)
+        if size < width:
+            _shortened(lanes[(width - size) * LANES : size * LANES], abs(signs[0, 0]))
+            _hadamard(lanes[(width - size) * LANES : width * LANES], size)
+
+
+@inlined
+def _rotate_back(lanes: Any, signs: Any, size: int) -> None:
+    """The transpose of `_rotate`."""
+    width = signs.shape[1]
+    for turn in range(signs.shape[0] - 1, -1, -1):
+        if size < width:
+            _hadamard(lanes[(width - size) * LANES : width * LANES], size)
+            _shortened(lanes[(width - size) * LANES : size * LANES], abs(signs[0, 0]))
+        _hadamard(lanes[: size * LANES], size)
+        _turned(lanes, signs[turn])
+
+
+@inlined
+def _load(vectors: Any, first: int, rows: int, scratch: Any, lanes: Any, peaks: Any) -> bool:
+    """Copy rows into lanes, each divided by its largest value; False where one is not finite."""
+    width = vectors.shape[1]
+    for lane in range(LANES):
+        peaks[lane] = 0.0
+        to = scratch[lane]
+        if lane >= rows:
+            to[:] = np.float32(0)
+            continue
+        row = vectors[first + lane]
+        bits, peak = row.view(np.uint32), np.uint32(0)
+        for place in range(width):
+            # Without the sign the bits of floats are ordered as they are; NaN is above infinity.
+            peak = max(peak, np.uint32(bits[place] & np.uint32(0x7FFFFFFF)))
+        if peak >= np.uint32(0x7F800000):
+            return False
+        peaks[lane] = np.float64(np.uint32(peak).view(np.float32))
+        factor = 1.0 / peaks[lane] if peak > 0 else 0.0
+        for place in range(width):
+            to[place] = np.float32(row[place] * factor)
+    _to_lanes(scratch, lanes)
+    return True
+
+
+@inlined
+def _to_lanes(scratch: Any, lanes: Any) -> None:
+    """[LANES, C] -> [C, LANES]; C is padded to a multiple of LANES."""
+    for start in range(0, scratch.shape[1], LANES):
+        at = np.uint64(start * 4)
+        _transpose_floats(
+            np.uint64(scratch.ctypes.data) + at,
+            np.uint64(scratch.shape[1] * 4),
+            np.uint64(lanes.ctypes.data) + at * np.uint64(LANES),
+            np.uint64(LANES * 4),
+        )
+
+
+@inlined
+def _from_lanes(lanes: Any, scratch: Any) -> None:
+    """[C, LANES] -> [LANES, C]."""
+    for start in range(0, scratch.shape[1], LANES):
+        at = np.uint64(start * 4)
+        _transpose_floats(
+            np.uint64(lanes.ctypes.data) + at * np.uint64(LANES),
+            np.uint64(LANES * 4),
+            np.uint64(scratch.ctypes.data) + at,
+            np.uint64(scratch.shape[1] * 4),
+        )
+
+
+@inlined
+def _padded(count: int) -> int:
+    """The next multiple of LANES."""
+    return (count + LANES - 1) // LANES * LANES
+
+
+@kernel
+def rotate_rows(vectors: Any, signs: Any, size: int, found: Any) -> bool:
+    """Rotate [n, C] into `found` [n, C] float64; False where a value is not finite."""
+    count, width = vectors.shape
+    scratch = np.zeros((LANES, _padded(width)), np.float32)
+    lanes, peaks = np.zeros(scratch.size, np.float32), np.empty(LANES, np.float64)
+    for first in range(0, count, LANES):
+        rows = min(LANES, count - first)
+        if not _load(vectors, first, rows, scratch, lanes, peaks):
+            return False
+        _rotate(lanes, signs, size)
+        _from_lanes(lanes, scratch)
+        for lane in range(rows):
+            for place in range(width):
+                found[first + lane, place] = scratch[lane, place] * peaks[lane]
+    return True
+
+
+@inlined
+def _sums(terms: Any, places: int, found: Any) -> None:
+    """Sum each lane of [places * LANES] by halves, which vectorises and rounds the same everywhere."""
+    while places > 1:
+        half = places // 2
+        head, tail = terms[: half * LANES], terms[(places - half) * LANES : places * LANES]
+        for k in range(half * LANES):
+            head[k] += tail[k]
+        places -= half
+    found[:] = terms[:LANES]
+
+
+@inlined
+def _nearest(values: Any, borders: Any, gaps: Any, count: int, codes: Any, dots: Any, squares: Any) -> None:
+    """The code of each value, its level times the value, and its level squared.
+
+    Callers spell out `count`, the number of borders, so that the inner loop is unrolled.
+    """
+    one, none = np.float32(1), np.float32(0)
+    for k in range(len(values)):
+        value, code, level = values[k], none, gaps[0]
+        for border in range(count):
+            above = value > borders[border]
+            code += one if above else none
+            level += gaps[border + 1] if above else none
+        codes[k] = np.uint8(np.int32(code))
+        dots[k] = value * level
+        squares[k] = level * level
+
+
+@inlined
+def _code_bytes(lanes: Any, width: int, packed: Any, scales: Any, factors: Any) -> None:
+    """int8: each lane's largest value is 127."""
+    grid, found = lanes[: width * LANES].reshape(width, LANES), packed[: width * LANES].reshape(width, LANES)
+    scales[:] = np.float32(0)
+    for place in range(width):
+        for lane in range(LANES):
+            scales[lane] = max(scales[lane], abs(grid[place, lane]))
+    for lane in range(LANES):
+        factors[lane] = np.float32(127) / scales[lane] if scales[lane] > 0 else np.float32(0)
+        scales[lane] /= np.float32(127)
+    for place in range(width):
+        for lane in range(LANES):
+            # A positive number cut off is rounded, the same way on every machine.
+            value = grid[place, lane] * factors[lane] + np.float32(128.5)
+            found[place, lane] = np.uint8(np.int32(value) - 128)
+
+
+@inlined
+def _code_levels(
+    lanes: Any,
+    width: int,
+    bits: int,
+    borders: Any,
+    gaps: Any,
+    codes: Any,
+    terms: Any,
+    others: Any,
+    packed: Any,
+    scales: Any,
+    sums: Any,
+) -> None:
+    """The nearest level of each value in units of its row's root mean square, and the best scale for them."""
+    values = lanes[: width * LANES]
+    for k in range(width * LANES):
+        terms[k] = values[k] * values[k]
+    _sums(terms, width, sums)
+    for lane in range(LANES):
+        scales[lane] = np.sqrt(np.float32(width) / sums[lane]) if sums[lane] > 0 else np.float32(0)
+    for place in range(width):
+        at = np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4)
+        _multiplied(at, np.uint64(scales.ctypes.data))
+    if bits == 1:
+        _nearest(values, borders, gaps, 1, codes, terms, others)
+    elif bits == 2:
+        _nearest(values, borders, gaps, 3, codes, terms, others)
+    else:
+        _nearest(values, borders, gaps, 15, codes, terms, others)
+    _sums(others, width, sums)
+    for lane in range(LANES):
+        scales[lane] = np.float32(1) / (scales[lane] * sums[lane]) if scales[lane] > 0 else np.float32(0)
+    _sums(terms, width, sums)
+    for lane in range(LANES):
+        scales[lane] *= sums[lane]
+    stride = len(codes) * bits // 8
+    packed[:stride] = codes[:stride]
+    for part in range(1, 8 // bits):
+        these, factor = codes[part * stride : (part + 1) * stride], np.uint8(1 << (part * bits))
+        for k in range(stride):
+            packed[k] |= np.uint8(these[k] * factor)
+
+
+@kernel
+def encode_rows(vectors: Any, bits: int, borders: Any, gaps: Any, signs: Any, size: int, found: Any) -> int:
+    """Code [n, C] into `found` [n, row_bytes]; 0, or 1 where a value is not finite, 2 where a scale is not.
+
+    `borders` [2 ** bits - 1] in root mean squares of a row: where one level ends and the next begins;
+    `gaps` [2 ** bits]: the first level, then each level less the one before. Both are unused for int8.
+    """
+    count, width = vectors.shape
+    per = 8 // bits
+    plane = (width + per - 1) // per
+    scratch = np.zeros((LANES, _padded(width)), np.float32)
+    lanes, peaks = np.zeros(scratch.size, np.float32), np.empty(LANES, np.float64)
+    terms, others = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
+    # Codes of the dimensions that pad the last plane stay 0.
+    codes = np.zeros(plane * per * LANES, np.uint8)
+    packed, turned = np.zeros(_padded(plane) * LANES, np.uint8), np.empty((LANES, _padded(plane)), np.uint8)
+    scales, sums = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for first in range(0, count, LANES):
+        rows = min(LANES, count - first)
+        if not _load(vectors, first, rows, scratch, lanes, peaks):
+            return 1
+        _rotate(lanes, signs, size)
+        if bits == 8:
+            _code_bytes(lanes, width, packed, scales, sums)
+        else:
+            _code_levels(lanes, width, bits, borders, gaps, codes, terms, others, packed, scales, sums)
+        for start in range(0, turned.shape[1], LANES):
+            _transpose_bytes(
+                np.uint64(packed.ctypes.data) + np.uint64(start * LANES),
+                np.uint64(LANES),
+                np.uint64(turned.ctypes.data) + np.uint64(start),
+                np.uint64(turned.shape[1]),
+            )
+        for lane in range(rows):
+            to = found[first + lane]
+            for place in range(plane):
+                to[place] = turned[lane, place]
+            scale = np.float32(scales[lane] * peaks[lane])
+            if not np.isfinite(scale):
+                return 2
+            number = np.float32(scale).view(np.uint32)
+            for part in range(4):
+                to[plane + part] = np.uint8((number >> np.uint32(8 * part)) & np.uint32(255))
+    return 0
+
+
+@kernel
+def decode_rows(blob: Any, bits: int, signs: Any, size: int, found: Any) -> bool:
+    """Decode [n, row_bytes] into `found` [n, C]; False where a scale is not finite."""
+    count, width = found.shape
+    scratch = np.zeros((LANES, _padded(width)), np.float32)
+    lanes, levels = np.zeros(scratch.size, np.float32), np.zeros(width + 8, np.int16)
+    scales = np.empty(LANES, np.float32)
+    for first in range(0, count, LANES):
+        rows = min(LANES, count - first)
+        for lane in range(rows):
+            row = blob[first + lane]
+            scales[lane] = _scale(row, len(row) - 4)
+            if not np.isfinite(scales[lane]):
+                return False
+            _unpack(bits, row, width, levels)
+            for place in range(width):
+                scratch[lane, place] = levels[place]
+        _to_lanes(scratch, lanes)
+        _rotate_back(lanes, signs, size)
+        _from_lanes(lanes, scratch)
+        for lane in range(rows):
+            for place in range(width):
+                found[first + lane, place] = scratch[lane, place] * scales[lane]
+    return True
+
+
+@inlined
+def _fill(bits: int, row: Any, width: int, found: Any) -> float:
+    """Unpack a row of any kind and return its scale; NaN where a number of it is not finite."""
+    if bits < FLOATS:
+        scale = _scale(row, len(row) - 4)
+        _unpack(bits, row, width, found)
+        return np.float64(scale) if np.isfinite(scale) else np.nan
+    if bits == 32:
+        words, most = row.view(np.uint32), np.uint32(0)
+        for place in range(width):
+            found[place] = np.uint32(words[place]).view(np.float32)
+            most = max(most, np.uint32(words[place] & np.uint32(0x7FFFFFFF)))
+        return 1.0 if most < np.uint32(0x7F800000) else np.nan
+    halves, largest = row.view(np.uint16), np.uint16(0)
+    for place in range(width):
+        half = np.uint32(halves[place])
+        word = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
+        # The exponent's bias is 112 less; the product is exact for subnormal halves too.
+        found[place] = np.uint32(word).view(np.float32) * np.float32(2.0**112)
+        largest = max(largest, np.uint16(half & np.uint32(0x7FFF)))
+    return 1.0 if largest < np.uint16(0x7C00) else np.nan
+
+
+@inlined
+def _dots(bits: int, queries: Any, block: Any, rows: int, first: int, last: int, found: Any) -> None:
+    """Dot products of the first rows of a block with some query vectors, into [R, GROUP]."""
+    length = np.uint64(queries.shape[1])
+    step, across = length * np.uint64(queries.itemsize), np.uint64(found.shape[1] * found.itemsize)
+    for query in range(first, last, TILE):
+        at = np.uint64(queries.ctypes.data) + np.uint64(query) * step
+        column = np.uint64(found.ctypes.data) + np.uint64((query - first) * found.itemsize)
+        for row in range(0, rows, TILE):
+            here, to = np.uint64(block.ctypes.data) + np.uint64(row) * step, column + np.uint64(row) * across
+            if bits < FLOATS:
+                _whole_products(at, step, here, step, to, across, length)
+            else:
+                _float_products(at, step, here, step, to, across, length)
+
+
+@loose_kernel
+def best_sums(
+    bits: int,
+    width: int,
+    row_bytes: int,
+    addresses: Any,
+    pieces: Any,
+    queries: Any,
+    steps: Any,
+    block: Any,
+    tile: Any,
+    totals: Any,
+    partial: Any,
+) -> bool:
+    """Add up each query vector's best dot product with each document; False where a number is not finite.
+
+    `addresses` [n] of the blobs; `pieces` [k, 4]: document, first row, rows, and -1 or the row of `partial`
+    [slots, M] that takes the piece's maxima instead of `totals` [n], because others have the rest of the
+    document. `queries` [M padded to TILE, W] as the block's type, `steps` [M]: what a query's 1 is worth.
+    """
+    count = len(steps)
+    scales = np.ones(BLOCK_ROWS, np.float64)
+    best = np.full(len(queries), -np.inf, np.float64)
+    ends, owners, closed = (
+        np.empty(BLOCK_ROWS, np.int64),
+        np.empty(BLOCK_ROWS, np.int64),
+        np.empty(BLOCK_ROWS, np.bool_),
+    )
+    piece, at = 0, 0
+    while piece < len(pieces):
+        used, parts = 0, 0
+        while piece < len(pieces) and used < BLOCK_ROWS:
+            document, start, rows = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
+            take = min(BLOCK_ROWS - used, rows - at)
+            first = addresses[document] + np.uint64((start + at) * row_bytes)
+            source = numba.carray(_pointer(np.uint64(first)), (take, row_bytes), np.uint8)
+            for row in range(take):
+                scale = _fill(bits, source[row], width, block[used + row])
+                if np.isnan(scale):
+                    return False
+                scales[used + row] = scale
+            used += take
+            at += take
+            ends[parts], owners[parts], closed[parts] = used, piece, at == rows
+            parts += 1
+            if at == rows:
+                piece, at = piece + 1, 0
+        for row in range(used, (used + TILE - 1) // TILE * TILE):
+            block[row, :] = 0
+        for low in range(0, count, GROUP):
+            high = min(low + GROUP, len(queries))
+            _dots(bits, queries, block, used, low, high, tile)
+            begin, here = 0, best[low:high]
+            for part in range(parts):
+                for row in range(begin, ends[part]):
+                    products, scale = tile[row], scales[row]
+                    for lane in range(high - low):
+                        product = products[lane] * scale
+                        here[lane] = product if product > here[lane] else here[lane]
+                begin = ends[part]
+                if closed[part]:
+                    document, slot = pieces[owners[part], 0], pieces[owners[part], 3]
+                    for lane in range(min(high, count) - low):
+                        if slot < 0:
+                            totals[document] += here[lane] * steps[low + lane]
+                        else:
+                            partial[slot, low + lane] = here[lane] * steps[low + lane]
+                    here[:] = -np.inf
+    return True
+
+
+@inlined
+def _product(one: Any, other: Any) -> float:
+    """Dot product."""
+    total = 0.0
+    for place in range(len(one)):
+        total += one[place] * other[place]
+    return total
+
+
+@inlined
+def _cosine(sums: Any, lengths: Any, one: int, other: int) -> float:
+    """0 where one of them is the zero vector."""
+    if lengths[one] == 0 or lengths[other] == 0:
+        return 0.0
+    return float(_product(sums[one], sums[other]) / lengths[one] / lengths[other])
+
+
+@kernel
+def merge_neighbours(vectors: Any, most: int, groups: Any) -> int:
+    """Write the group of each row, from 0, into `groups` [n]: the two neighbouring groups of the largest
+    cosine become one until at most `most` are left; of equals the first. Returns how many there are."""
+    count, width = vectors.shape
+    sums, lengths = vectors.astype(np.float64), np.empty(count, np.float64)
+    following, previous = np.arange(1, count + 1), np.arange(-1, count - 1)
+    cosines = np.full(count, -np.inf, np.float64)
+    for row in range(count):
+        lengths[row] = np.sqrt(_product(sums[row], sums[row]))
+    for row in range(count - 1):
+        cosines[row] = _cosine(sums, lengths, row, row + 1)
+    left = count
+    while left > most:
+        row = int(np.argmax(cosines))
+        gone = following[row]
+        for place in range(width):
+            sums[row, place] += sums[gone, place]
+        lengths[row] = np.sqrt(_product(sums[row], sums[row]))
+        following[row] = following[gone]
+        cosines[gone] = -np.inf
+        groups[gone] = -1
+        after, before = following[row], previous[row]
+        cosines[row] = -np.inf
+        if after < count:
+            previous[after] = row
+            cosines[row] = _cosine(sums, lengths, row, after)
+        if before >= 0:
+            cosines[before] = _cosine(sums, lengths, before, row)
+        left -= 1
+    number = -1
+    for row in range(count):
+        number += groups[row] >= 0
+        groups[row] = number
+    return int(left)

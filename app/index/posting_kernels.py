@@ -1,0 +1,457 @@
+"""The loops of `postings.py` as machine code: writing posting lists, sifting ranges of rows, exact scores.
+
+Nothing is decided here: which ranges a thread takes, the unit of the bounds and what becomes of survivors is
+`postings.py`. No kernel checks a bound; what is read from a file has been checked there.
+
+Legend: P postings, T distinct terms, U runs (a run is what one term has in one range of `RANGE` rows), E runs
+of a query's terms, N rows, R ranges, W threads. A *bound* is an upper bound of a score in whole units.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.index.compiled import inlined, kernel
+from model.embedding import FloatArray, IntArray
+
+Bools = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+Doubles = NDArray[np.float64]
+Longs = NDArray[np.int64]
+Shorts = NDArray[np.uint16]
+
+RANGE_BITS = 16
+RANGE = 1 << RANGE_BITS
+"""Rows of a range: a row within it is two bytes, and its accumulators stay in a core's second cache."""
+
+BOUND_BITS = 16
+HIGHEST = (1 << BOUND_BITS) - 1
+"""Bounds end here; what is more is kept at it and always survives."""
+
+STEP_BITS = 4
+STEPS = 1 << (BOUND_BITS - STEP_BITS)
+"""The threshold moves in steps of 16 units; a histogram of that many counters finds it."""
+
+LOOKUP = 32
+"""A row looked up in a run costs about as much as so many postings of it scanned."""
+
+BLOCK = 128
+"""Sums that are looked at together. A trap: of 64, LLVM unrolls the loop and takes ten times as long."""
+
+
+class Lists(NamedTuple):
+    """Posting lists without their codes; the fields are those of `Postings`."""
+
+    starts: Longs
+    first_runs: Longs
+    run_ranges: Shorts
+    run_starts: NDArray[np.uint32]
+    run_maxima: FloatArray
+    row_parts: Shorts
+    weights: FloatArray
+
+
+class Cursors(NamedTuple):
+    """How far each term's lists are counted or written. Shapes: [T]."""
+
+    ends: Longs
+    """Where its next posting goes."""
+    run_ends: Longs
+    """Where its next run goes."""
+    last: Longs
+    """The range of its last posting, -1 at first."""
+
+
+class Runs(NamedTuple):
+    """A query's runs, range by range, within one in ascending order of terms."""
+
+    firsts: Longs
+    """Range r's runs are those from firsts[r] to firsts[r + 1]. Shape: [R + 1]."""
+    begins: Longs
+    """Where the run's postings begin. Shape: [E], as the rest."""
+    ends: Longs
+    query: Doubles
+    """The query's weight of the run's term."""
+    maxima: Doubles
+    """The most that a posting of the run adds to a score."""
+
+
+@inlined
+def _place(terms: IntArray, table: IntArray, term: Any) -> Any:
+    """Where `term`, which is there, stands in `terms`."""
+    if len(table):
+        return np.int64(table[term])
+    low, high = np.int64(0), np.int64(len(terms) - 1)
+    while low < high:
+        middle = (low + high) >> 1
+        if terms[middle] < term:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _end(lists: Any, term: Any, run: Any) -> Any:
+    """Where the postings of a term's run end."""
+    if run + 1 < lists.first_runs[term + 1]:
+        return lists.starts[term] + np.int64(lists.run_starts[run + 1])
+    return lists.starts[term + 1]
+
+
+@kernel
+def documents_are_sound(offsets: Longs, terms: IntArray, weights: FloatArray) -> bool:
+    """Whether each document's terms ascend from 0 or more, and all weights are positive and finite."""
+    for row in range(len(offsets) - 1):
+        before = np.int64(-1)
+        for at in range(offsets[row], offsets[row + 1]):
+            if terms[at] <= before or not (0 < weights[at] < np.inf):
+                return False
+            before = np.int64(terms[at])
+    return True
+
+
+@inlined
+def _count(cursors: Any, term: Any, row: Any) -> None:
+    cursors.ends[term] += 1
+    if cursors.last[term] != row >> RANGE_BITS:
+        cursors.last[term] = row >> RANGE_BITS
+        cursors.run_ends[term] += 1
+
+
+@inlined
+def _write(lists: Any, cursors: Any, term: Any, row: Any, weight: Any) -> None:
+    """Append a posting to its term's list; a term's rows come in ascending order."""
+    at = cursors.ends[term]
+    cursors.ends[term] = at + 1
+    lists.row_parts[at] = row & (RANGE - 1)
+    lists.weights[at] = weight
+    run = cursors.run_ends[term]
+    if cursors.last[term] != row >> RANGE_BITS:
+        cursors.last[term] = row >> RANGE_BITS
+        cursors.run_ends[term] = run + 1
+        lists.run_ranges[run] = row >> RANGE_BITS
+        lists.run_starts[run] = at - lists.starts[term]
+        lists.run_maxima[run] = weight
+    else:
+        lists.run_maxima[run - 1] = max(lists.run_maxima[run - 1], weight)
+
+
+@kernel
+def count_documents(
+    offsets: Longs, document_terms: IntArray, terms: IntArray, table: IntArray, cursors: Cursors
+) -> None:
+    """Move the cursors, all at 0, past each term's postings and runs."""
+    for row in range(len(offsets) - 1):
+        for at in range(offsets[row], offsets[row + 1]):
+            _count(cursors, _place(terms, table, document_terms[at]), row)
+
+
+@kernel
+def write_documents(
+    offsets: Longs,
+    document_terms: IntArray,
+    document_weights: FloatArray,
+    terms: IntArray,
+    table: IntArray,
+    lists: Lists,
+    cursors: Cursors,
+) -> None:
+    """Write the postings of documents; the cursors begin where each term's lists do."""
+    for row in range(len(offsets) - 1):
+        for at in range(offsets[row], offsets[row + 1]):
+            _write(lists, cursors, _place(terms, table, document_terms[at]), row, document_weights[at])
+
+
+@kernel
+def count_part(part: Lists, places: Longs, new_rows: Longs, cursors: Cursors) -> bool:
+    """As `count_documents`, for the living postings of a segment; False if rows or weights make no sense.
+
+    `places` [T] says where the segment's terms stand in the result, `new_rows` [N] which rows its rows
+    become, -1 if none.
+    """
+    for theirs in range(len(places)):
+        before = np.int64(-1)
+        for run in range(part.first_runs[theirs], part.first_runs[theirs + 1]):
+            base = np.int64(part.run_ranges[run]) << RANGE_BITS
+            begin = part.starts[theirs] + np.int64(part.run_starts[run])
+            for at in range(begin, _end(part, theirs, run)):
+                old = base + np.int64(part.row_parts[at])
+                if old <= before or old >= len(new_rows) or not (0 < part.weights[at] < np.inf):
+                    return False
+                before = old
+                if new_rows[old] >= 0:
+                    _count(cursors, places[theirs], new_rows[old])
+    return True
+
+
+@kernel
+def write_part(part: Lists, places: Longs, new_rows: Longs, lists: Lists, cursors: Cursors) -> None:
+    """As `write_documents`, for a segment that `count_part` has found sound."""
+    for theirs in range(len(places)):
+        for run in range(part.first_runs[theirs], part.first_runs[theirs + 1]):
+            base = np.int64(part.run_ranges[run]) << RANGE_BITS
+            begin = part.starts[theirs] + np.int64(part.run_starts[run])
+            for at in range(begin, _end(part, theirs, run)):
+                row = new_rows[base + np.int64(part.row_parts[at])]
+                if row >= 0:
+                    _write(lists, cursors, places[theirs], row, part.weights[at])
+
+
+@kernel
+def write_codes(lists: Lists, codes: Bytes) -> None:
+    """The smallest code of 1 to 255 with weight <= maximum of the run * code / 255, for every posting."""
+    for term in range(len(lists.starts) - 1):
+        for run in range(lists.first_runs[term], lists.first_runs[term + 1]):
+            maximum = np.float64(lists.run_maxima[run])
+            for at in range(lists.starts[term] + np.int64(lists.run_starts[run]), _end(lists, term, run)):
+                codes[at] = np.uint8(np.ceil(np.float64(lists.weights[at]) * 255.0 / maximum))
+
+
+@kernel
+def query_runs(lists: Lists, places: Longs, query: Doubles, ranges: int) -> Runs:
+    """The runs of the terms at `places` [n], ascending, to which the query gives the weights `query` [n]."""
+    firsts = np.zeros(ranges + 1, np.int64)
+    for term in places:
+        for run in range(lists.first_runs[term], lists.first_runs[term + 1]):
+            firsts[np.int64(lists.run_ranges[run]) + 1] += 1
+    for here in range(ranges):
+        firsts[here + 1] += firsts[here]
+    begins, ends = np.empty(firsts[-1], np.int64), np.empty(firsts[-1], np.int64)
+    weights, maxima = np.empty(firsts[-1], np.float64), np.empty(firsts[-1], np.float64)
+    cursors = firsts.copy()
+    for mine in range(len(places)):
+        term = places[mine]
+        for run in range(lists.first_runs[term], lists.first_runs[term + 1]):
+            at = cursors[lists.run_ranges[run]]
+            cursors[lists.run_ranges[run]] = at + 1
+            begins[at] = lists.starts[term] + np.int64(lists.run_starts[run])
+            ends[at] = _end(lists, term, run)
+            weights[at] = query[mine]
+            maxima[at] = query[mine] * np.float64(lists.run_maxima[run])
+    return Runs(firsts, begins, ends, weights, maxima)
+
+
+@inlined
+def _find(rows: Any, row: Any) -> Any:
+    """Where `row` stands in an ascending run, -1 if nowhere: a guess by proportion, then doubling steps."""
+    length = np.int64(len(rows))
+    guess = min((np.int64(row) * length) >> RANGE_BITS, length - 1)
+    step = np.int64(1)
+    if rows[guess] < row:
+        low = guess + 1
+        high = min(low + step, length)
+        while high < length and rows[high - 1] < row:
+            low = high
+            step <<= 1
+            high = min(low + step, length)
+    else:
+        high = guess + 1
+        low = max(guess - step, np.int64(0))
+        while low > 0 and rows[low] > row:
+            high = low
+            step <<= 1
+            low = max(high - step, np.int64(0))
+    while low < high:
+        middle = (low + high) >> 1
+        if rows[middle] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < length and rows[low] == row else np.int64(-1)
+
+
+@kernel
+def exact_scores(wanted: Longs, runs: Runs, row_parts: Shorts, weights: FloatArray) -> Doubles:
+    """The scores of ascending rows, summed in float64 by ascending term. Shapes: [n] -> [n]."""
+    scores = np.zeros(len(wanted), np.float64)
+    begin = 0
+    while begin < len(wanted):
+        here = wanted[begin] >> RANGE_BITS
+        end = begin + 1
+        while end < len(wanted) and wanted[end] >> RANGE_BITS == here:
+            end += 1
+        for entry in range(runs.firsts[here], runs.firsts[here + 1]):
+            run = row_parts[runs.begins[entry] : runs.ends[entry]]
+            for at in range(begin, end):
+                place = _find(run, np.uint16(wanted[at] & (RANGE - 1)))
+                if place >= 0:
+                    scores[at] += runs.query[entry] * np.float64(weights[runs.begins[entry] + place])
+        begin = end
+    return scores
+
+
+@kernel
+def reached(histograms: NDArray[np.int32], step: int, count: int) -> tuple[int, int]:
+    """The highest step at or above which `count` rows are known to lie, and how many lie above it.
+
+    At least `step`, as it once was reached. Other threads may be writing to their histograms: theirs only
+    grow, so what is read too early is too low, never too high.
+    """
+    above = 0
+    for at in range(STEPS - 1, step, -1):
+        here = 0
+        for thread in range(len(histograms)):
+            here += histograms[thread, at]
+        if above + here >= count:
+            return at, above
+        above += here
+    return step, above
+
+
+@kernel
+def sift(
+    ranges: Longs,
+    total: int,
+    runs: Runs,
+    factors: Longs,
+    row_parts: Shorts,
+    codes: Bytes,
+    usable: Bools,
+    count: int,
+    least: int,
+    most: int,
+    histograms: NDArray[np.int32],
+    own: int,
+) -> tuple[Longs, IntArray]:
+    """Usable rows of some ranges that may be among the best `count`, with their bounds.
+
+    MaxScore, range by range: Turtle and Flood, "Query Evaluation: Strategies and Optimizations", 1995.
+
+    `factors` [E]: a posting's bound is (code * factor >> 16) + 1 units. `usable` [N], or [0] for all. `least`
+    is what a bound must reach to matter (1 or more), `most` what the threshold must not pass. `histograms`
+    [W, STEPS] counts the lower bounds of rows found, of which thread `own` writes its own only.
+    """
+    sums = np.zeros(RANGE, np.uint16)
+    candidates = np.empty(RANGE + 1, np.int32)
+    kept_rows, kept_bounds = np.empty(4096, np.int64), np.empty(4096, np.int32)
+    kept = 0
+    step, above = 0, 0
+    for here in ranges:
+        first, terms = runs.firsts[here], runs.firsts[here + 1] - runs.firsts[here]
+        if terms == 0:
+            continue
+        base = here << RANGE_BITS
+        width = min(RANGE, total - base)
+        if len(histograms) > 1:
+            step, above = reached(histograms, step, count)
+        threshold = max(least, min(step << STEP_BITS, most))
+        order = np.argsort(-factors[first : first + terms]) + first
+        # What the terms from the i-th on can add at most, and by how much bounds exceed scores at most.
+        rest, slack = np.zeros(terms + 1, np.int64), 0
+        for i in range(terms - 1, -1, -1):
+            rest[i] = rest[i + 1] + ((255 * factors[order[i]]) >> 16) + 1
+            slack += (factors[order[i]] >> 16) + 3
+        if rest[0] < threshold:
+            continue
+        # A row that has none of the essential terms stays below the threshold.
+        essential, postings = 0, 0
+        while rest[essential] >= threshold:
+            postings += runs.ends[order[essential]] - runs.begins[order[essential]]
+            essential += 1
+        open_rows = width
+        if len(usable):
+            open_rows = np.count_nonzero(usable[base : base + width])
+        found = 0
+        if open_rows * terms * LOOKUP < postings:
+            # So few rows may be returned that each is looked up in every list.
+            essential = 0
+            for row in range(width):
+                if usable[base + row]:
+                    candidates[found] = row
+                    found += 1
+        else:
+            for i in range(essential):
+                run = slice(runs.begins[order[i]], runs.ends[order[i]])
+                _add(sums, row_parts[run], codes[run], factors[order[i]])
+            found = _at_least(
+                sums, threshold - rest[essential], width, usable[base : base + width], candidates
+            )
+        for i in range(essential, terms):
+            if found == 0:
+                break
+            run = slice(runs.begins[order[i]], runs.ends[order[i]])
+            if found * LOOKUP < run.stop - run.start:
+                _add_found(sums, row_parts[run], codes[run], factors[order[i]], candidates[:found])
+            else:
+                _add(sums, row_parts[run], codes[run], factors[order[i]])
+            still = 0
+            for at in range(found):
+                candidates[still] = candidates[at]
+                still += np.int64(sums[candidates[at]]) + rest[i + 1] >= threshold
+            found = still
+        for at in range(found):
+            lower = (np.int64(sums[candidates[at]]) - slack) >> STEP_BITS
+            if lower > step:
+                histograms[own, lower] += 1
+                above += 1
+                while above >= count:
+                    step += 1
+                    for thread in range(len(histograms)):
+                        above -= histograms[thread, step]
+        threshold = max(least, min(step << STEP_BITS, most))
+        if kept + found > len(kept_rows):
+            still = 0
+            for at in range(kept):
+                kept_rows[still], kept_bounds[still] = kept_rows[at], kept_bounds[at]
+                still += kept_bounds[at] >= threshold
+            kept = still
+            if kept + found > len(kept_rows):
+                more = np.empty(2 * (kept + found), np.int64)
+                more[:kept] = kept_rows[:kept]
+                more_bounds = np.empty(2 * (kept + found), np.int32)
+                more_bounds[:kept] = kept_bounds[:kept]
+                kept_rows, kept_bounds = more, more_bounds
+        for at in range(found):
+            bound = np.int64(sums[candidates[at]])
+            if bound >= threshold:
+                kept_rows[kept], kept_bounds[kept] = base + candidates[at], bound
+                kept += 1
+        sums[:] = 0
+    return kept_rows[:kept], kept_bounds[:kept]
+
+
+@inlined
+def _more(total: Any, code: Any, factor: Any) -> Any:
+    """A sum of bounds and that of one more posting; it stops at `HIGHEST`."""
+    return min(np.int64(total) + ((np.int64(code) * factor) >> 16) + 1, HIGHEST)
+
+
+@kernel
+def _add(sums: Shorts, rows: Shorts, codes: Bytes, factor: int) -> None:
+    """Add a run's bounds to its rows' sums, which stop at `HIGHEST`."""
+    for at in range(len(rows)):
+        row = rows[at]
+        sums[row] = _more(sums[row], codes[at], factor)
+
+
+@kernel
+def _add_found(sums: Shorts, rows: Shorts, codes: Bytes, factor: int, found: IntArray) -> None:
+    """`_add` for the rows `found` only."""
+    for row in found:
+        at = _find(rows, np.uint16(row))
+        if at >= 0:
+            sums[row] = _more(sums[row], codes[at], factor)
+
+
+@kernel
+def _at_least(sums: Shorts, least: int, width: int, usable: Bools, found: IntArray) -> Any:
+    """Write the usable rows whose sum is `least` or more to `found`, clear the others' sums; how many."""
+    for row in range(len(usable)):
+        sums[row] *= usable[row]
+    count = np.uint64(0)
+    limit = np.uint16(least)
+    for begin in range(0, RANGE, BLOCK):
+        block = sums[begin : begin + BLOCK]
+        some = False
+        for at in range(BLOCK):
+            some |= block[at] >= limit
+        if some:
+            # Written always, counted if it is one: which rows are cannot be foretold, and a branch would be.
+            for at in range(min(BLOCK, width - begin)):
+                found[count] = begin + at
+                count += np.uint64(block[at] >= limit)
+    return int(np.int64(count))

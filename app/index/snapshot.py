@@ -1,0 +1,116 @@
+"""What a search sees of a collection: one read transaction and the derived state beside it.
+
+Candidates come from the derived state, which may be a moment older or newer than the transaction. Nothing
+else does: scores, texts and vectors of a hit are read in one transaction, so a document is wholly old or
+wholly new, and a candidate that is gone by then is passed over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from app.index import fetch
+from app.index.codes import codec
+from app.index.derived import Derived
+from app.index.errors import StorageDamaged
+from app.index.facts import Keys
+from app.index.muvera import FixedEncoder
+from app.index.port import Finder, Found, Scored
+from app.index.truth import score
+from app.index.values import CollectionInfo, StoredDocument
+from app.index.workers import Workers
+from model.embedding import Embedding, LexicalWeights
+
+_NONE: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A `View` of a collection in SQLite."""
+
+    connection: sqlite3.Connection
+    collection: int
+    info: CollectionInfo
+    derived: Derived
+    allowed: Keys | None
+    """What the filter allows; None is everything."""
+    workers: Workers
+
+    @property
+    def count(self) -> int:
+        """Documents that are allowed."""
+        return self.derived.count if self.allowed is None else self.allowed.size
+
+    @property
+    def finders(self) -> frozenset[Finder]:
+        """Legs that can put up candidates."""
+        found: set[Finder] = {"dense", "sparse"}
+        return frozenset(found | ({"colbert"} if "colbert" in self.derived.recent.layout.vectors else set()))
+
+    def candidates(self, query: Embedding, legs: Sequence[Finder], count: int) -> dict[Finder, Found]:
+        """The best documents of each leg, side by side."""
+        tasks = [partial(self._leg(leg), query, count) for leg in legs]
+        return dict(zip(legs, self.workers.run(tasks), strict=True))
+
+    def _leg(self, leg: Finder) -> Callable[[Embedding, int], Found]:
+        return {"dense": self._dense, "sparse": self._sparse, "colbert": self._colbert}[leg]
+
+    def _dense(self, query: Embedding, count: int) -> Found:
+        if query.dense is None:
+            return _NONE
+        return self.derived.search_vectors("dense", query.dense, count, self.allowed, self.workers)
+
+    def _colbert(self, query: Embedding, count: int) -> Found:
+        if query.colbert is None:
+            return _NONE
+        encoded = FixedEncoder.of(query.colbert.shape[1]).query(query.colbert)
+        return self.derived.search_vectors("colbert", encoded, count, self.allowed, self.workers)
+
+    def _sparse(self, query: Embedding, count: int) -> Found:
+        if query.sparse is None:
+            return _NONE
+        weights = LexicalWeights(
+            np.ascontiguousarray(query.sparse.indices, np.int32),
+            np.ascontiguousarray(query.sparse.values, np.float32),
+        )
+        return self.derived.search_weights("sparse", weights, count, self.allowed, self.workers)
+
+    def keys(self) -> Keys:
+        """All keys that are allowed, ascending."""
+        return fetch.all_keys(self.connection, self.collection) if self.allowed is None else self.allowed
+
+    def scores(self, keys: Keys, query: Embedding) -> Scored:
+        """All three true scores of those that exist."""
+        return score(self.connection, keys, query, self.info, self.workers)
+
+    def ids(self, keys: Keys) -> Mapping[int, str]:
+        """Documents' ids by their keys."""
+        return fetch.ids_by_key(self.connection, keys)
+
+    def documents(self, keys: Keys) -> dict[int, StoredDocument]:
+        """Documents by their keys."""
+        return fetch.documents_by_key(self.connection, keys)
+
+    def embeddings(self, documents: Mapping[int, StoredDocument]) -> dict[int, Embedding]:
+        """Stored vectors; token vectors as their codec gives them back. StorageDamaged where it cannot."""
+        found = fetch.vectors(self.connection, np.array(sorted(documents), np.int64), colbert=True)
+        codes = codec(self.info.settings.colbert, self.info.colbert_dim)
+        embeddings: dict[int, Embedding] = {}
+        for place, key in enumerate(found.keys.tolist()):
+            blob = found.codes[place]
+            try:
+                embeddings[key] = Embedding(
+                    documents[key].tokens,
+                    documents[key].truncated,
+                    fetch.floats(found.dense[place]),
+                    fetch.lexical(found.indices[place], found.values[place]),
+                    None if blob is None else codes.decode(blob),
+                )
+            except ValueError as error:
+                raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error
+        return embeddings

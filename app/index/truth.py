@@ -1,0 +1,103 @@
+"""The true scores of given documents, from what SQLite holds of them.
+
+Dense and lexical scores are exact; MaxSim is of the token vectors as the collection's codec keeps them.
+Legend: n documents, M query vectors, D hidden size.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.index import fetch
+from app.index.codes import codec
+from app.index.errors import StorageDamaged
+from app.index.facts import Keys
+from app.index.fusion import Legs
+from app.index.kernels import exact_dense_scores, lexical_scores
+from app.index.port import Scored
+from app.index.values import CollectionInfo
+from app.index.workers import Workers
+from model.embedding import OUTPUTS, Embedding, LexicalWeights
+
+PAGE = 256
+"""Documents whose stored vectors are in memory at once."""
+
+
+def score(
+    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+) -> Scored:
+    """All three scores of those keys that exist, as the connection's transaction sees them.
+
+    NaN where query or document lacks the output. StorageDamaged where stored bytes make no vectors.
+    """
+    pages = [_page(connection, page, query, info, workers) for page in _pages(keys)]
+    if len(pages) == 1:
+        return pages[0]
+    empty = np.empty(0, np.float64)
+    legs = {leg: np.concatenate([empty, *(page.legs.of(leg) for page in pages)]) for leg in OUTPUTS}
+    return Scored(np.concatenate([np.empty(0, np.int64), *(page.keys for page in pages)]), Legs(**legs))
+
+
+def _pages(keys: Keys) -> list[Keys]:
+    keys = np.sort(keys)
+    return [keys[first : first + PAGE] for first in range(0, len(keys), PAGE)]
+
+
+def _page(
+    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+) -> Scored:
+    found = fetch.vectors(connection, keys, colbert=query.colbert is not None)
+    try:
+        legs = Legs(
+            _dense(query, found.dense, info.hidden_size),
+            _sparse(query, found.indices, found.values),
+            _colbert(query, found.codes, info, workers),
+        )
+    except ValueError as error:
+        raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error
+    return Scored(found.keys, legs)
+
+
+def _dense(query: Embedding, blobs: Sequence[bytes | None], width: int) -> NDArray[np.float64]:
+    scores = np.full(len(blobs), np.nan)
+    present = [place for place, blob in enumerate(blobs) if blob is not None]
+    if query.dense is not None and present:
+        joined = b"".join(blob for blob in blobs if blob is not None)
+        matrix = np.frombuffer(joined, "<f4").reshape(len(present), width)  # [n, D]
+        scores[present] = exact_dense_scores(np.ascontiguousarray(query.dense, np.float32), matrix)
+    return scores
+
+
+def _sparse(
+    query: Embedding, indices: Sequence[bytes | None], values: Sequence[bytes | None]
+) -> NDArray[np.float64]:
+    scores = np.full(len(indices), np.nan)
+    present = [place for place, blob in enumerate(indices) if blob is not None]
+    if query.sparse is not None and present:
+        lengths = [len(blob) // 4 for blob in indices if blob is not None]
+        terms = np.frombuffer(b"".join(blob for blob in indices if blob is not None), "<i4")
+        weights = np.frombuffer(b"".join(blob for blob in values if blob is not None), "<f4")
+        if len(terms) != len(weights):
+            raise ValueError(f"{len(terms)} lexical terms with {len(weights)} weights")
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        scores[present] = lexical_scores(*_plain(query.sparse), offsets, terms, weights)
+    return scores
+
+
+def _plain(weights: LexicalWeights) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    return np.ascontiguousarray(weights.indices, np.int32), np.ascontiguousarray(weights.values, np.float32)
+
+
+def _colbert(
+    query: Embedding, codes: Sequence[bytes | None], info: CollectionInfo, workers: Workers
+) -> NDArray[np.float64]:
+    scores = np.full(len(codes), np.nan)
+    present = [place for place, blob in enumerate(codes) if blob is not None]
+    if query.colbert is not None and present:
+        blobs = [blob for blob in codes if blob is not None]
+        scores[present] = codec(info.settings.colbert, info.colbert_dim).maxsim(query.colbert, blobs, workers)
+    return scores

@@ -1,0 +1,53 @@
+"""The compiled kernels, before the first request needs them: a tiny collection is filled and searched.
+
+What was compiled is kept on disk where that can be written, so this takes some seconds once and little later.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from app.index.collection import ColbertKind, CollectionSettings, Database, Document, SearchRequest
+from app.index.filters import parse
+from model.embedding import Embedding, LexicalWeights
+
+DOCUMENTS = 40
+
+
+def warm_up(folder: Path, kinds: Iterable[ColbertKind] = ("float16",)) -> None:
+    """Compile what collections of these kinds run. OSError where `folder` takes no files."""
+    rng = np.random.default_rng(0)
+    with (
+        tempfile.TemporaryDirectory(prefix=".warming-", dir=folder) as place,
+        Database(Path(place)) as database,
+    ):
+        for kind in sorted(set(kinds)):
+            settings = CollectionSettings("rabitq", kind, colbert_candidates=True)
+            collection = database.create(
+                kind.lower(), settings, fingerprint="", hidden_size=64, colbert_dim=64
+            )
+            documents = [
+                Document(str(number), "", _embedding(rng), {"number": number}) for number in range(DOCUMENTS)
+            ]
+            collection.upsert(documents[: DOCUMENTS // 2])
+            collection.seal(least=1)
+            collection.upsert(documents[DOCUMENTS // 2 :])
+            for condition in (None, parse({"number": {"$gt": 5}})):
+                query = documents[7].embedding
+                collection.search(
+                    SearchRequest(query, top_k=3, candidates=5, filter=condition, with_embeddings=True)
+                )
+
+
+def _embedding(rng: np.random.Generator) -> Embedding:
+    terms = np.sort(rng.choice(100, 12, replace=False)).astype(np.int32)
+    return Embedding(
+        tokens=9,
+        dense=rng.standard_normal(64).astype(np.float32),
+        sparse=LexicalWeights(terms, rng.random(12).astype(np.float32) + np.float32(0.1)),
+        colbert=rng.standard_normal((8, 64)).astype(np.float32),
+    )
