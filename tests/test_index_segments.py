@@ -259,6 +259,30 @@ def test_what_only_late_interaction_finds_is_found(tmp_path: Path, seed: int) ->
             assert (database.get("c").search(request)[0].id == hidden.id) == able
 
 
+@pytest.mark.parametrize("kind", ["float32", "2bit"])
+def test_pooled_token_vectors_speak_for_all_their_tokens(tmp_path: Path, seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = np.repeat(unit(rng, 5, COLBERT), 2, axis=0)  # each token vector twice: pooling by 2 loses nothing
+    one = Document("a", "", replace(embedding(rng), colbert=pairs))
+    query = embedding(rng)
+    scores = []
+    with opened(tmp_path) as database:
+        for name, factor in (("c", 1), ("d", 2)):
+            settings = CollectionSettings(colbert=kind, colbert_pooling=factor)
+            where = made(database, name, settings)
+            where.upsert([one])
+            stored = where.embedding("a")
+            assert stored is not None and stored.colbert is not None
+            assert stored.colbert.shape == pairs.shape
+            np.testing.assert_array_equal(stored.colbert[::2], stored.colbert[1::2])
+            if kind == "float32":
+                np.testing.assert_allclose(stored.colbert, pairs, atol=1e-6)
+            scores.append(where.search(SearchRequest(query, mode="colbert"))[0].score)
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        sizes = [database.get(name).stats().colbert_bytes for name in ("c", "d")]
+        assert sizes[0] == 2 * sizes[1]
+
+
 def test_a_dropped_collection_leaves_no_files(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     with opened(tmp_path) as database:

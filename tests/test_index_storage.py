@@ -117,7 +117,8 @@ def test_a_file_of_the_first_format_is_brought_up_to_date(tmp_path: Path, seed: 
                 connection.execute("INSERT INTO facts VALUES (7, ?, ?, ?, ?)", (key, path, kind, value))
     with opened(tmp_path) as database:
         collection = database.get("c")
-        assert collection.info.settings == CollectionSettings("exact", "float32", fusion=FusionWeights(1, 0, 0))
+        fusion = FusionWeights(1, 0, 0)
+        assert collection.info.settings == CollectionSettings("exact", "float32", fusion=fusion)
         for name, metadata in texts.items():
             stored, again = collection.get(name), collection.embedding(name)
             assert stored is not None and again is not None

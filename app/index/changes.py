@@ -80,8 +80,12 @@ def put(
         (_vectors(record, int(key)) for record, key in zip(records, keys, strict=True)),
     )
     connection.executemany(
-        "INSERT INTO token_vectors VALUES (?, ?)",
-        ((int(key), one.codes) for one, key in zip(records, keys, strict=True) if one.codes is not None),
+        "INSERT INTO token_vectors (document, codes, tokens_of_row) VALUES (?, ?, ?)",
+        (
+            (int(key), one.codes, one.tokens_of_row)
+            for one, key in zip(records, keys, strict=True)
+            if one.codes is not None
+        ),
     )
     connection.executemany(
         "INSERT INTO facts (collection, path, kind, value, document) VALUES (?, ?, ?, ?, ?)",

@@ -108,6 +108,19 @@ def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool) -> Vec
     return Vectors(np.array(present, np.int64), found.dense, found.indices, found.values, found.codes)
 
 
+def tokens_of_rows(connection: sqlite3.Connection, keys: Keys) -> dict[int, bytes]:
+    """Of documents with pooled token vectors, how many tokens each row has, as uint16."""
+    found: dict[int, bytes] = {}
+    for page in _pages(keys):
+        marks = ",".join("?" * len(page))
+        sql = (
+            "SELECT document, tokens_of_row FROM token_vectors "
+            f"WHERE document IN ({marks}) AND tokens_of_row IS NOT NULL"
+        )
+        found.update(connection.execute(sql, page).fetchall())
+    return found
+
+
 def stream(
     connection: sqlite3.Connection, keys: Keys, *, colbert: bool
 ) -> Iterator[tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]]:

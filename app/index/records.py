@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.index.codes import codec
+from app.index.codes import codec, pooled
 from app.index.errors import DocumentInvalid
 from app.index.facts import Fact, facts
 from app.index.filters import is_unicode
@@ -32,6 +32,8 @@ class Record:
     """As given; dense and sparse are stored as they are."""
     codes: bytes | None
     """The token vectors as the collection's settings say."""
+    tokens_of_row: bytes | None
+    """Where they were pooled: how many tokens each has, uint16."""
 
 
 def encode(document: Document, info: CollectionInfo) -> Record:
@@ -50,24 +52,33 @@ def encode(document: Document, info: CollectionInfo) -> Record:
     if (fault := misfit(embedding, info)) is not None:
         raise DocumentInvalid(document.id, *fault)
     try:
-        codes = _codes(document, info)
+        codes, tokens_of_row = token_codes(document.embedding.colbert, info)
+        if codes is None and document.codes is not None:
+            codes = _given(document.codes, info)
     except ValueError as error:
         raise DocumentInvalid(document.id, "colbert", str(error)) from error
-    return Record(document.id, document.text, metadata, found, embedding, codes)
+    return Record(document.id, document.text, metadata, found, embedding, codes, tokens_of_row)
 
 
-def _codes(document: Document, info: CollectionInfo) -> bytes | None:
-    """Token vectors as they are stored; ValueError where they cannot be."""
-    if document.embedding.colbert is None and document.codes is None:
-        return None
+def token_codes(vectors: FloatArray | None, info: CollectionInfo) -> tuple[bytes | None, bytes | None]:
+    """Token vectors as they are stored, and where they are pooled, how many tokens each stored row has.
+
+    ValueError where a value cannot be stored.
+    """
+    if vectors is None:
+        return None, None
+    keep = codec(info.settings.colbert, info.colbert_dim)
+    if info.settings.colbert_pooling == 1:
+        return keep.encode(vectors), None
+    rows, groups = pooled(vectors, info.settings.colbert_pooling)
+    return keep.encode(rows), np.bincount(groups).astype("<u2").tobytes()
+
+
+def _given(codes: bytes, info: CollectionInfo) -> bytes:
     if not info.colbert_dim:
         raise ValueError("this collection holds no token vectors")
-    keep = codec(info.settings.colbert, info.colbert_dim)
-    if document.embedding.colbert is not None:
-        return keep.encode(document.embedding.colbert)
-    assert document.codes is not None
-    keep.rows(document.codes)
-    return document.codes
+    codec(info.settings.colbert, info.colbert_dim).rows(codes)
+    return codes
 
 
 def check_id(document_id: object) -> None:

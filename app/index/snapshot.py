@@ -24,7 +24,7 @@ from app.index.port import Finder, Found, Scored
 from app.index.truth import score
 from app.index.values import CollectionInfo, StoredDocument
 from app.index.workers import Workers
-from model.embedding import Embedding, LexicalWeights
+from model.embedding import Embedding, FloatArray, LexicalWeights
 
 _NONE: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
 
@@ -97,9 +97,13 @@ class Snapshot:
         return fetch.documents_by_key(self.connection, keys)
 
     def embeddings(self, documents: Mapping[int, StoredDocument]) -> dict[int, Embedding]:
-        """Stored vectors; token vectors as their codec gives them back. StorageDamaged where it cannot."""
+        """Stored vectors; token vectors as their codec gives them back, a pooled one for each of its tokens.
+
+        StorageDamaged where it cannot.
+        """
         found = fetch.vectors(self.connection, np.array(sorted(documents), np.int64), colbert=True)
         codes = codec(self.info.settings.colbert, self.info.colbert_dim)
+        pooled = fetch.tokens_of_rows(self.connection, found.keys)
         embeddings: dict[int, Embedding] = {}
         for place, key in enumerate(found.keys.tolist()):
             blob = found.codes[place]
@@ -109,8 +113,13 @@ class Snapshot:
                     documents[key].truncated,
                     fetch.floats(found.dense[place]),
                     fetch.lexical(found.indices[place], found.values[place]),
-                    None if blob is None else codes.decode(blob),
+                    None if blob is None else _spread(codes.decode(blob), pooled.get(key)),
                 )
             except ValueError as error:
                 raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error
         return embeddings
+
+
+def _spread(rows: FloatArray, tokens_of_row: bytes | None) -> FloatArray:
+    """Pooled token vectors, each as often as it has tokens."""
+    return rows if tokens_of_row is None else np.repeat(rows, np.frombuffer(tokens_of_row, "<u2"), axis=0)

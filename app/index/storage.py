@@ -114,10 +114,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """
         CREATE TABLE token_vectors (
             document INTEGER PRIMARY KEY REFERENCES documents (key) ON DELETE CASCADE,
-            codes BLOB NOT NULL
+            codes BLOB NOT NULL,
+            tokens_of_row BLOB
         )
         """,
-        "INSERT INTO token_vectors SELECT document, colbert FROM vectors WHERE colbert IS NOT NULL",
+        "INSERT INTO token_vectors SELECT document, colbert, NULL FROM vectors WHERE colbert IS NOT NULL",
         "ALTER TABLE vectors DROP COLUMN colbert_rows",
         "ALTER TABLE vectors DROP COLUMN colbert",
         # One tree instead of a table and its index.

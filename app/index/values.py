@@ -15,6 +15,8 @@ from app.index.vectors import DenseKind
 from model.embedding import Embedding, Output
 from model.scoring import FusionWeights
 
+MOST_POOLING = 8
+
 Mode = Literal["hybrid", "dense", "sparse", "colbert"]
 Fusion = Literal["weighted", "rrf"]
 
@@ -27,6 +29,8 @@ class CollectionSettings:
     """How dense candidates are found among many documents; `auto` chooses by size, `exact` looks at all."""
     colbert: ColbertKind = "float16"
     """How token vectors are stored; fewer bits make the file smaller and the scores less exact."""
+    colbert_pooling: int = 1
+    """Neighbouring token vectors that are nearly the same are merged until one in so many is left."""
     colbert_candidates: bool = False
     """Whether ColBERT puts up candidates by itself; 4 KB more on disk and 256 bytes in memory a document."""
     fusion: FusionWeights = field(default_factory=FusionWeights)
@@ -39,6 +43,8 @@ class CollectionSettings:
         ):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+        if not 1 <= self.colbert_pooling <= MOST_POOLING:
+            raise ValueError(f"colbert_pooling is 1 to {MOST_POOLING}, not {self.colbert_pooling!r}")
 
 
 @dataclass(frozen=True, slots=True)

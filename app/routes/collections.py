@@ -86,6 +86,7 @@ async def create_collection(name: str, request: Request, body: CollectionBody | 
     settings = CollectionSettings(
         dense_index=body.dense_index,
         colbert=body.colbert,
+        colbert_pooling=body.colbert_pooling,
         colbert_candidates=body.colbert_candidates,
         fusion=weights,
     )

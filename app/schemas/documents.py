@@ -26,6 +26,12 @@ class CollectionBody(RequestBody):
         default="float16",
         description="How token vectors are stored. 1024 numbers take 2 KB as float16, 260 bytes as 2bit.",
     )
+    colbert_pooling: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Merge neighbouring token vectors that are nearly the same until one in so many is left.",
+    )
     colbert_candidates: bool = Field(
         default=False,
         description="Let ColBERT put up candidates too, so that what only late interaction finds is found.",
