@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup run test test-slow test-peers lint bench bench-encode docs image peers clean
+.PHONY: help setup run test test-slow test-peers lint bench bench-encode bench-search docs image peers clean
 
 help:
 	@echo "make run         set up and start the server on the bundled checkpoint"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-peers  parity with FlagEmbedding itself (installs it into .venv-peers)"
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
 	@echo "make bench-encode  Trivec beside FlagEmbedding, ONNX Runtime and others on the same texts; memory, starts (an hour)"
+	@echo "make bench-search  Trivec's index beside other indexes, up to a million documents (an hour, 40 GB of disk)"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
 
@@ -69,6 +70,19 @@ bench-encode: $(VENV)/.dev peers .venv-onnx/.done
 		--workloads passages --counts 8 --out encode_passages
 	$(BIN)/python -m benchmarks.plot $(addprefix benchmarks/results/,encode.json encode_long.json encode_passages.json encode.svg)
 	$(BIN)/python -m benchmarks.footprint --folder $(BENCH_FOLDER) --out footprint
+
+# Trivec's index beside scipy, bm25s, Seismic, FAISS, Qdrant, LanceDB and Milvus Lite on the same synthetic documents.
+SEARCH = TRIVEC_SEARCH_PYTHON=.venv-search/bin/python $(BIN)/python -m benchmarks.search
+bench-search: $(VENV)/.dev .venv-search/.done
+	$(SEARCH) --documents 2000 --parts hybrid,maxsim --peers numpy,qdrant,lancedb,milvus-lite --out search_2k
+	$(SEARCH) --documents 100000 --parts lexical,dense --peers scipy,bm25s,seismic,faiss-flat,faiss-hnsw --out search_100k
+	$(SEARCH) --documents 1000000 --parts hybrid,dense,lexical,filters,ingest,memory --peers none \
+		--set rows=codes --set colbert=1bit --truth 0 --out search_1m
+
+.venv-search/.done: constraints-search.txt
+	test -x .venv-search/bin/python || $(PYTHON) -m venv .venv-search
+	.venv-search/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-search.txt
+	@touch $@
 
 .venv-onnx/.done: constraints-onnx.txt
 	test -x .venv-onnx/bin/python || $(PYTHON) -m venv .venv-onnx

@@ -30,7 +30,12 @@ def test_a_collection_is_made_described_listed_and_dropped(client: TestClient) -
     made = client.put("/collections/notes", json=settings)
     assert made.status_code == 201
     CollectionDescription.model_validate_json(made.content)
-    assert made.json()["settings"] == {"dense_index": "auto", "colbert_pooling": 1, "colbert_candidates": False, **settings}
+    assert made.json()["settings"] == {
+        "dense_index": "auto",
+        "colbert_pooling": 1,
+        "colbert_candidates": False,
+        **settings,
+    }
     assert client.put("/collections/notes", json=settings).status_code == 200
     client.post("/collections/notes/documents", json=[{"id": "1", "text": "cat"}])
     described = client.get("/collections/notes").json()

@@ -137,11 +137,11 @@ def test_a_search_keeps_its_state_while_segments_are_merged(tmp_path: Path, seed
             where.seal()
         before, query = where.load(), embedding(rng).dense
         assert query is not None
-        expected = before.search_vectors("dense", query, 10, None, database._workers)
+        expected = before.search_vectors("dense", query, 10, before.usable(None), database._workers)
         where.merge(idle=False)
         where.delete_where(parse({}))
         found = before.search_vectors(
-            "dense", query, 10, None, database._workers
+            "dense", query, 10, before.usable(None), database._workers
         )  # its files are gone, its maps are not
         np.testing.assert_array_equal(found[0], expected[0])
 

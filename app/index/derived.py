@@ -7,7 +7,7 @@ only dies; it goes when its segment is merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,9 @@ from app.index.rows import best
 from app.index.segment import Segment, Source
 from app.index.workers import Workers
 from model.embedding import FloatArray, LexicalWeights
+
+KEYS_A_TABLE_BEARS = 16
+"""A table of all keys is the fastest way to look rows up, where it is not much larger than what it serves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +47,14 @@ class Part:
         alive = self.alive.copy()
         alive[rows] = False
         return Part(self.rows, alive, self.living - len(rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Usable:
+    """Which rows of each part, and of the recent ones, a search may return."""
+
+    parts: Sequence[Flags]
+    recent: Flags
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,48 +107,52 @@ class Derived:
         found: list[Source] = [(part.rows, part.alive) for part in parts]
         return [*found, (self.recent, self.alive)] if recent else found
 
-    def search_vectors(
-        self, name: str, query: FloatArray, count: int, allowed: Keys | None, workers: Workers
-    ) -> Found:
-        """The `count` allowed documents of the highest inner products, as each segment finds them."""
-        query = np.ascontiguousarray(query, np.float32)
-        return self._search(
-            lambda part, usable: part.rows.search_vectors(name, query, count, usable, workers),
-            lambda usable: self.recent.search_vectors(name, query, count, usable),
-            count,
-            allowed,
+    def usable(self, allowed: Keys | None) -> Usable:
+        """Which rows a search may return: those that live and are allowed."""
+        if allowed is None:
+            return Usable([part.alive for part in self.parts], self.alive)
+        highest = max((int(keys.max()) for keys in (allowed, self.recent.keys) if keys.size), default=0)
+        highest = max([highest, *(int(part.rows.keys[part.rows.order[-1]]) for part in self.parts)])
+        if highest > KEYS_A_TABLE_BEARS * (len(allowed) + self.count + 1):
+            flags = [part.alive & np.isin(part.rows.keys, allowed) for part in self.parts]
+            return Usable(flags, self.alive & np.isin(self.recent.keys, allowed))
+        table = np.zeros(highest + 1, np.bool_)
+        table[allowed] = True
+        return Usable(
+            [part.alive & table[part.rows.keys] for part in self.parts], self.alive & table[self.recent.keys]
         )
+
+    def search_vectors(
+        self, name: str, query: FloatArray, count: int, usable: Usable, workers: Workers
+    ) -> Found:
+        """The `count` usable documents of the highest inner products, as each segment finds them."""
+        query = np.ascontiguousarray(query, np.float32)
+        found = [
+            (part.rows.keys, *part.rows.search_vectors(name, query, count, flags, workers))
+            for part, flags in zip(self.parts, usable.parts, strict=True)
+        ]
+        if len(self.recent):
+            found.append((self.recent.keys, *self.recent.search_vectors(name, query, count, usable.recent)))
+        return _best(found, count)
 
     def search_weights(
-        self, name: str, query: LexicalWeights, count: int, allowed: Keys | None, workers: Workers
+        self, name: str, query: LexicalWeights, count: int, usable: Usable, workers: Workers
     ) -> Found:
-        """The `count` allowed documents with the highest sums of products, exactly."""
-        return self._search(
-            lambda part, usable: part.rows.search_weights(name, query, count, usable, workers),
-            lambda usable: self.recent.search_weights(name, query, count, usable),
-            count,
-            allowed,
-        )
-
-    def _search(
-        self,
-        of_part: Callable[[Part, Flags], tuple[NDArray[np.int64], FloatArray]],
-        of_recent: Callable[[Flags], tuple[NDArray[np.int64], FloatArray]],
-        count: int,
-        allowed: Keys | None,
-    ) -> Found:
-        keys: list[Keys] = [np.empty(0, np.int64)]
-        scores: list[FloatArray] = [np.empty(0, np.float32)]
-        for part in self.parts:
-            rows, found = of_part(part, _usable(part.rows.keys, part.alive, allowed))
-            keys.append(part.rows.keys[rows])
-            scores.append(found)
+        """The `count` usable documents with the highest sums of products, exactly."""
+        found = [
+            (part.rows.keys, *part.rows.search_weights(name, query, count, flags, workers))
+            for part, flags in zip(self.parts, usable.parts, strict=True)
+        ]
         if len(self.recent):
-            rows, found = of_recent(_usable(self.recent.keys, self.alive, allowed))
-            keys.append(self.recent.keys[rows])
-            scores.append(found)
-        return best(np.concatenate(keys), np.concatenate(scores), count)
+            found.append((self.recent.keys, *self.recent.search_weights(name, query, count, usable.recent)))
+        return _best(found, count)
 
 
-def _usable(keys: Keys, alive: Flags, allowed: Keys | None) -> Flags:
-    return alive if allowed is None else alive & np.isin(keys, allowed)
+def _best(found: Sequence[tuple[Keys, NDArray[np.int64], FloatArray]], count: int) -> Found:
+    keys = [keys[rows] for keys, rows, _ in found]
+    scores = [scores for _, _, scores in found]
+    return best(
+        np.concatenate([np.empty(0, np.int64), *keys]),
+        np.concatenate([np.empty(0, np.float32), *scores]),
+        count,
+    )

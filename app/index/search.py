@@ -28,7 +28,7 @@ from app.index.values import (
 from model.embedding import OUTPUTS, Embedding
 from model.scoring import FusionWeights, hybrid_score
 
-FIRST_CANDIDATES, MOST_CANDIDATES = 100, 800
+FIRST_CANDIDATES, MOST_CANDIDATES = 100, 400
 """Per leg, where the request does not say how many: doubled while others could still reach the top."""
 SPARE = 16
 """Taken beyond the candidates asked for: legs may rank by rounded vectors, the hits are ranked exactly."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
 from app.index import fetch
 from app.index.codes import codec
-from app.index.derived import Derived
+from app.index.derived import Derived, Usable
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.muvera import FixedEncoder
@@ -29,7 +29,7 @@ from model.embedding import Embedding, FloatArray, LexicalWeights
 _NONE: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A `View` of a collection in SQLite."""
 
@@ -46,6 +46,11 @@ class Snapshot:
         """Documents that are allowed."""
         return self.derived.count if self.allowed is None else self.allowed.size
 
+    @cached_property
+    def usable(self) -> Usable:
+        """The same as rows of the derived state."""
+        return self.derived.usable(self.allowed)
+
     @property
     def finders(self) -> frozenset[Finder]:
         """Legs that can put up candidates."""
@@ -54,6 +59,7 @@ class Snapshot:
 
     def candidates(self, query: Embedding, legs: Sequence[Finder], count: int) -> dict[Finder, Found]:
         """The best documents of each leg, side by side."""
+        _ = self.usable  # once, before the legs' threads ask for it
         tasks = [partial(self._leg(leg), query, count) for leg in legs]
         return dict(zip(legs, self.workers.run(tasks), strict=True))
 
@@ -63,13 +69,13 @@ class Snapshot:
     def _dense(self, query: Embedding, count: int) -> Found:
         if query.dense is None:
             return _NONE
-        return self.derived.search_vectors("dense", query.dense, count, self.allowed, self.workers)
+        return self.derived.search_vectors("dense", query.dense, count, self.usable, self.workers)
 
     def _colbert(self, query: Embedding, count: int) -> Found:
         if query.colbert is None:
             return _NONE
         encoded = FixedEncoder.of(query.colbert.shape[1]).query(query.colbert)
-        return self.derived.search_vectors("colbert", encoded, count, self.allowed, self.workers)
+        return self.derived.search_vectors("colbert", encoded, count, self.usable, self.workers)
 
     def _sparse(self, query: Embedding, count: int) -> Found:
         if query.sparse is None:
@@ -78,7 +84,7 @@ class Snapshot:
             np.ascontiguousarray(query.sparse.indices, np.int32),
             np.ascontiguousarray(query.sparse.values, np.float32),
         )
-        return self.derived.search_weights("sparse", weights, count, self.allowed, self.workers)
+        return self.derived.search_weights("sparse", weights, count, self.usable, self.workers)
 
     def keys(self) -> Keys:
         """All keys that are allowed, ascending."""

@@ -18,6 +18,8 @@ from app.index.errors import StorageDamaged, StorageFault, StorageFull, StorageU
 FILE_NAME = "trivec.sqlite3"
 APPLICATION_ID = 0x54525643  # "TRVC", so that another program's database is not taken for ours
 BUSY_TIMEOUT_MS = 10_000
+READER_CACHE_KIB = 8192
+"""Pages that a reader keeps: the inner pages of a large table's tree, at least."""
 IDLE_READERS = 16
 """Connections kept for the next reader; more are opened while more read at once."""
 
@@ -204,6 +206,7 @@ class Storage:
                 return self._idle.pop()
         connection = self._connect()
         connection.execute("PRAGMA query_only = ON")
+        connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB}")
         return connection
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
