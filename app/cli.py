@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pydantic
 
+from app import commands
+from app.commands import UsageError
 from app.golden import GoldenError
 from app.index.errors import IndexFault
-from app.jsonl import InputError, document_line, read_lines, read_texts, write_whole
-from app.quiet import import_engine
+from app.jsonl import InputError, document_line, read_lines
 from app.settings import Settings, unknown_variables
 from weights.checkpoint import CheckpointError
-
-if TYPE_CHECKING:
-    from app.index.backup import BackupReport
 
 MODEL_KNOBS = ("checkpoint", "revision", "engine", "dense_only", "cache_dir", "converted_dir", "threads")
 # Documents of one request of `trivec index`: enough to fill forward passes, few enough for the bar to move.
 INDEX_BATCH = 64
-
-
-class UsageError(Exception):
-    """The command was used wrongly."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trivec", description=__doc__.splitlines()[0] if __doc__ else None)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="start the HTTP server")
+    serve = subcommands.add_parser("serve", help="start the HTTP server")
     _add_settings(serve, Settings.model_fields)
     serve.set_defaults(run=_serve)
 
-    embed = commands.add_parser("embed", help="embed the texts of a JSONL file into a safetensors file")
+    embed = subcommands.add_parser("embed", help="embed the texts of a JSONL file into a safetensors file")
     embed.add_argument(
         "input", metavar="IN.jsonl", help="one object with a `text` a line; - is standard input"
     )
@@ -77,15 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--no-progress", action="store_true")
     embed.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     _add_settings(embed, MODEL_KNOBS)
-    embed.set_defaults(run=_embed)
+    embed.set_defaults(run=_with_settings(commands.embed))
 
-    index = commands.add_parser("index", help="put the documents of a JSONL file into a collection")
+    index = subcommands.add_parser("index", help="put the documents of a JSONL file into a collection")
     index.add_argument("input", metavar="IN.jsonl", help="objects with `text`, `id`, `title`, `metadata`")
     _add_collection(index)
     index.add_argument("--no-progress", action="store_true")
     index.set_defaults(run=lambda options: asyncio.run(_index(options)))
 
-    search = commands.add_parser("search", help="search a collection")
+    search = subcommands.add_parser("search", help="search a collection")
     search.add_argument("query", metavar="TEXT")
     search.add_argument("-k", "--top-k", type=int, default=10)
     search.add_argument("--mode", choices=("hybrid", "dense", "sparse", "colbert"), default="hybrid")
@@ -94,18 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_collection(search)
     search.set_defaults(run=lambda options: asyncio.run(_search(options)))
 
-    selftest = commands.add_parser("selftest", help="compare this machine's outputs with the reference's")
+    selftest = subcommands.add_parser("selftest", help="compare this machine's outputs with the reference's")
     selftest.add_argument("--published", action="store_true", help="these are the weights of BAAI/bge-m3")
     selftest.add_argument("--json", action="store_true")
     _add_settings(selftest, MODEL_KNOBS)
-    selftest.set_defaults(run=_selftest)
+    selftest.set_defaults(run=_with_settings(commands.selftest))
 
-    download = commands.add_parser("download", help="fetch a checkpoint from the hub and print its folder")
+    download = subcommands.add_parser("download", help="fetch a checkpoint from the hub and print its folder")
     _add_settings(download, ("checkpoint", "revision", "cache_dir"))
     download.add_argument("--no-progress", action="store_true")
-    download.set_defaults(run=_download)
+    download.set_defaults(run=_with_settings(commands.download))
 
-    export = commands.add_parser("export", help="convert a checkpoint for the int8 engine")
+    export = subcommands.add_parser("export", help="convert a checkpoint for the int8 engine")
     export.add_argument("--format", choices=("litert",), default="litert", help="the only one so far")
     export.add_argument(
         "-o",
@@ -115,19 +106,45 @@ def _parser() -> argparse.ArgumentParser:
         help="a new folder that serves without the checkpoint; else the cache of converted checkpoints",
     )
     _add_settings(export, ("checkpoint", "revision", "dense_only", "cache_dir", "converted_dir"))
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_with_settings(commands.export))
 
-    backup = commands.add_parser("backup", help="copy a data folder to a file, while it is served")
+    backup = subcommands.add_parser("backup", help="copy a data folder to a file, while it is served")
     backup.add_argument("-o", "--output", metavar="FILE", required=True, help="a file that is not there yet")
     backup.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     _add_settings(backup, ("data_dir",))
-    backup.set_defaults(run=_backup)
+    backup.set_defaults(run=_with_settings(commands.backup))
 
-    restore = commands.add_parser("restore", help="make a data folder of a backup")
+    restore = subcommands.add_parser("restore", help="make a data folder of a backup")
     restore.add_argument("file", metavar="FILE", help="what `trivec backup` wrote")
     restore.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     _add_settings(restore, ("data_dir",))
-    restore.set_defaults(run=_restore)
+    restore.set_defaults(run=_with_settings(commands.restore))
+
+    reindex = subcommands.add_parser("reindex", help="embed a collection anew with another checkpoint")
+    reindex.add_argument("--collection", default="default")
+    reindex.add_argument(
+        "--finish", action="store_true", help="nobody serves the folder any more: adopt what was embedded"
+    )
+    reindex.add_argument("--no-progress", action="store_true")
+    reindex.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+    _add_settings(reindex, (*MODEL_KNOBS, "passage_max_length", "max_batch_tokens", "data_dir"))
+    reindex.set_defaults(run=_with_settings(commands.reindex))
+
+    bench = subcommands.add_parser("bench", help="measure a collection of this machine")
+    measures = bench.add_subparsers(required=True, metavar="WHAT")
+    recall = measures.add_parser("recall", help="what the dense index finds of the true best, and how fast")
+    recall.add_argument("--collection", default="default")
+    recall.add_argument("--queries", type=int, default=200, metavar="N", help="at most so many (200)")
+    recall.add_argument(
+        "--texts",
+        metavar="IN.jsonl",
+        default=None,
+        help="ask these texts; else the vectors of random documents with noise, which needs no model",
+    )
+    recall.add_argument("--no-progress", action="store_true")
+    recall.add_argument("--json", action="store_true", help="print what was measured as one JSON object")
+    _add_settings(recall, (*MODEL_KNOBS, "data_dir"))
+    recall.set_defaults(run=_with_settings(commands.bench_recall))
     return parser
 
 
@@ -163,58 +180,16 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise UsageError(f"setting {name}: {first['msg']}") from error
 
 
+def _with_settings(
+    command: Callable[[Settings, argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    return lambda options: command(_settings(options), options)
+
+
 def _serve(options: argparse.Namespace) -> int:
     from app.server import serve
 
     return serve(_settings(options))
-
-
-def _embed(options: argparse.Namespace) -> int:
-    from app.wire import safetensors_body
-    from model.embedding import OUTPUTS
-
-    settings = _settings(options)
-    wanted = OUTPUTS if options.outputs is None else [name.strip() for name in options.outputs.split(",")]
-    if not wanted or set(wanted) - set(OUTPUTS):
-        raise UsageError(f"--outputs: choose from {', '.join(OUTPUTS)}")
-    if options.batch_tokens is not None:
-        if options.batch_tokens < 2:
-            raise UsageError(f"--batch-tokens: {options.batch_tokens} is less than 2")
-        settings = settings.model_copy(update={"max_batch_tokens": options.batch_tokens})
-    texts = read_texts(options.input)
-    if not texts:
-        raise InputError(f"{options.input}: holds no texts")
-    import_engine(settings.engine)  # only now: what is wrong with the input is said at once
-    from app.loading import load_text_model
-
-    model = load_text_model(settings, progress=not options.no_progress)
-    present = [name for name in wanted if name in model.card.outputs] if options.outputs is None else wanted
-    found = model.embedder.encode(
-        texts,
-        kind=options.kind,
-        outputs=present,
-        max_length=options.max_length,
-        truncate=not options.no_truncate,
-        normalize=not options.no_normalize,
-        progress=False if options.no_progress else None,
-    )
-    write_whole(Path(options.output), safetensors_body(found))
-    summary = {
-        "texts": len(found),
-        "tokens": sum(one.tokens for one in found),
-        "truncated": sum(one.truncated for one in found),
-        "outputs": list(present),
-        "output": options.output,
-        "model": model.card.name,
-    }
-    if options.json:
-        print(json.dumps(summary))
-    else:
-        cut = f", {summary['truncated']} of them truncated" if summary["truncated"] else ""
-        print(
-            f"{summary['texts']} texts{cut}, {summary['tokens']} tokens -> {options.output}", file=sys.stderr
-        )
-    return 0
 
 
 async def _index(options: argparse.Namespace) -> int:
@@ -274,82 +249,6 @@ async def _search(options: argparse.Namespace) -> int:
         legs = "  ".join(f"{leg} {score:.4f}" for leg, score in hit["scores"].items() if score is not None)
         print(f"{place:>3}. {hit['score']:.4f}  {hit['id']}  ({legs})")
         print(f"     {' '.join(hit['text'].split())[:160]}")
-    return 0
-
-
-def _selftest(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    import_engine(settings.engine)
-    from app.loading import load_text_model
-    from app.selftest import is_published, run_selftest
-
-    model = load_text_model(settings)
-    published = options.published or is_published(model.card.name, model.folder)
-    checks = run_selftest(model.embedder, model.folder, published=published, precision=model.card.precision)
-    passed = all(check.passed for check in checks)
-    if options.json:
-        heads = {
-            check.head: {
-                # JSON has no infinity: null says that there is nothing to compare.
-                "largest_difference": check.difference if math.isfinite(check.difference) else None,
-                "tolerance": check.tolerance,
-                "passed": check.passed,
-            }
-            for check in checks
-        }
-        against = "published" if published else "golden"
-        print(json.dumps({"model": model.card.name, "against": against, "passed": passed, "heads": heads}))
-        return 0 if passed else 1
-    print(f"{model.card.name} against {'the published' if published else 'its golden'} outputs:")
-    for check in checks:
-        found = f"largest difference {check.difference:.2e}, allowed {check.tolerance:.0e}"
-        print(f"  {check.head:<8} {found}  {'ok' if check.passed else 'FAILED'}")
-    return 0 if passed else 1
-
-
-def _download(options: argparse.Namespace) -> int:
-    from app.loading import resolve
-
-    found = resolve(_settings(options), progress=not options.no_progress)
-    print(found.folder)
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from app.converting import converted_checkpoint, export
-    from app.loading import resolve
-
-    settings = _settings(options)
-    source, cache, dense_only = resolve(settings).folder, settings.converted_dir, settings.dense_only
-    if options.output is None:
-        print(converted_checkpoint(source, cache, dense_only=dense_only).folder)
-        return 0
-    print(export(source, cache, Path(options.output), dense_only=dense_only).folder)
-    print(f"Serve it with: trivec serve --checkpoint {options.output} --engine int8", file=sys.stderr)
-    return 0
-
-
-def _backup(options: argparse.Namespace) -> int:
-    from app.index.backup import backup
-
-    return _copied(backup(_settings(options).data_dir, Path(options.output)), options.json)
-
-
-def _restore(options: argparse.Namespace) -> int:
-    from app.index.backup import restore
-
-    return _copied(restore(Path(options.file), _settings(options).data_dir), options.json)
-
-
-def _copied(report: BackupReport, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({**dataclasses.asdict(report), "file": str(report.file)}))
-    else:
-        print(
-            f"{report.documents} documents of {report.collections} collections, "
-            f"{report.bytes / 1e6:.1f} MB -> {report.file}",
-            file=sys.stderr,
-        )
     return 0
 
 

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from app import cli
 from app.golden import GOLDEN_FILE, read_golden
+from app.index.collection import CollectionSettings, Database, Document
+from app.index.vectors import DenseSegment
+from tests.index_helpers import embedding, made, opened
 from tests.server import running_server
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +209,109 @@ def test_selftest_compares_with_the_published_outputs_where_told() -> None:
     assert found["against"] == "published" and not found["passed"]
     assert set(found["heads"]) == {"dense", "sparse", "colbert", "hybrid"}
     assert not any(head["passed"] for head in found["heads"].values())
+
+
+def other_checkpoint(mini: Path, folder: Path) -> Path:
+    """The bundled one with weights of its own."""
+    shutil.copytree(mini, folder)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    generator = np.random.default_rng(0)
+    changed = {
+        name: (tensor * generator.uniform(0.8, 1.2, tensor.shape)).astype(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    safetensors.numpy.save_file(changed, folder / "model.safetensors")
+    return folder
+
+
+def test_reindex_while_a_server_of_the_old_checkpoint_runs(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reindex(*options: object, status: int = 0) -> tuple[str, str]:
+        assert cli.main(["reindex", *map(str, (*data, *new, *options))]) == status
+        return tuple(capsys.readouterr())
+
+    new = ("--checkpoint", other_checkpoint(mini, tmp_path / "new"), "--no-progress")
+    data, fresh = ("--data-dir", tmp_path / "data"), ("--data-dir", tmp_path / "fresh")
+    documents = [{"id": f"d{n}", "text": "word " * (n % 4) + f"number {n}"} for n in range(70)]
+    source = lines(tmp_path / "corpus.jsonl", *documents)
+    late = {"id": "d3", "text": "it has changed"}
+    with running_server(tmp_path / "data") as (client, _):
+        trivec("index", source, *data)
+        _, said = reindex()
+        assert "70 of them embedded now" in said and "with --finish" in said and str(client.base_url) in said
+        client.post("/collections/default/documents", json=[late]).raise_for_status()
+        assert "is in use by process" in reindex("--finish", status=1)[1]
+    found = json.loads(reindex("--finish", "--json")[0])
+    assert (found["status"], found["documents"], found["embedded"]) == ("adopted", 70, 1)
+    assert found["refused"] == [] and found["holder"] is None
+    assert "nothing to do" in reindex()[1]
+    documents[3] = late
+    trivec("index", lines(tmp_path / "again.jsonl", *documents), *fresh, *new)
+    with Database(tmp_path / "data") as ours, Database(tmp_path / "fresh") as theirs:
+        one, other = ours.get("default"), theirs.get("default")
+        assert one.info.fingerprint == other.info.fingerprint == found["fingerprint"]
+        for doc_id in other.ids():
+            got, wanted = one.embedding(doc_id), other.embedding(doc_id)
+            assert got is not None and wanted is not None
+            assert got.dense is not None and got.sparse is not None and wanted.sparse is not None
+            np.testing.assert_allclose(got.dense, wanted.dense, atol=1e-5)
+            np.testing.assert_array_equal(got.sparse.indices, wanted.sparse.indices)
+            np.testing.assert_allclose(got.sparse.values, wanted.sparse.values, atol=1e-5)
+            np.testing.assert_allclose(got.colbert, wanted.colbert, atol=1e-3)
+
+
+def test_reindex_says_what_is_wrong(tmp_path: Path) -> None:
+    assert "no data folder" in trivec("reindex", "--data-dir", tmp_path / "none", status=1).stderr
+    with opened(tmp_path / "data"):
+        pass
+    found = trivec("reindex", "--collection", "nope", "--data-dir", tmp_path / "data", status=1)
+    assert "there is no collection 'nope'" in found.stderr
+
+
+def test_bench_recall_measures_what_the_index_finds(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.index.upkeep.SEGMENT_ROWS", 150)
+    rng = np.random.default_rng(seed)
+    with opened(tmp_path) as database:
+        collection = made(database, settings=CollectionSettings(dense_index="rabitq", colbert="float32"))
+        documents = [
+            Document(f"d{n}", "text", embedding(rng, ("dense",) if n % 50 == 3 else ())) for n in range(400)
+        ]
+        for first in (0, 200):
+            collection.upsert(documents[first : first + 200])
+            collection.seal()
+        collection.delete(["d0"])
+        made(database, "empty")
+    command = ["bench", "recall", "--data-dir", str(tmp_path), "--queries", "20", "--collection"]
+    assert cli.main([*command, "c", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["documents"], found["queries"]) == (399, 20) and sum(found["rows"].values()) >= 399
+    assert found["recall_at_10"] == found["recall_at_100"] == 1  # so few are scanned
+    assert all(found[name] > 0 for name in ("search_ms", "search_p95_ms", "exact_ms", "exact_p95_ms"))
+    genuine = DenseSegment.exact
+
+    def lossy(self: DenseSegment, *arguments: object) -> object:
+        return [column[1::2] for column in genuine(self, *arguments)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DenseSegment, "search", lossy)
+    assert cli.main([*command, "c"]) == 0
+    shown = capsys.readouterr().out
+    assert 0.2 < float(shown.split("recall@10 ")[1].split()[0]) < 0.9, shown
+    assert cli.main([*command, "empty"]) == 1
+    assert "no document has a dense vector" in capsys.readouterr().err
+    assert cli.main(["bench", "recall", "--data-dir", str(tmp_path / "none")]) == 1
+    assert cli.main([*command, "c", "--queries", "0"]) == 2
+
+
+def test_bench_recall_with_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    source = lines(tmp_path / "corpus.jsonl", *DOCUMENTS)
+    trivec("index", source, *data)
+    assert cli.main(["bench", "recall", "--texts", str(source), "--json", *map(str, data)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["queries"], found["recall_at_10"]) == (2, 1)
 
 
 def test_a_slip_in_a_variables_name_is_pointed_out(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class ModelMismatch(IndexFault):
         super().__init__(
             f"collection {name!r} was made with model {made_with}, the model in use is {in_use}: "
             "their vectors do not mix; serve the first one again, or re-embed the collection "
-            "from its stored texts"
+            f"from its stored texts: trivec reindex --collection {name}"
         )
 
 
