@@ -29,6 +29,7 @@ from app.errors import (
     TextTooLong,
 )
 from app.index.collection import Collection, CollectionSettings, Database
+from app.index.errors import IndexFault
 from app.index.warming import warm_up
 from app.lanes import Batched, Lane
 from app.ports import TextModel, Tokenized
@@ -98,15 +99,16 @@ class Service:
 
     def load_index(self) -> None:
         """Read the index's files, or make them anew, so that the first search does not wait. Blocks."""
-        try:
-            warm_up(
-                self.settings.data_dir,
-                {"float16", *(one.info.settings.colbert for one in self.database.list())},
-            )
-        except OSError as error:
-            _log.warning("kernels are compiled when they are first needed: %s", error)
         with Bars() as bars:
             self.database.load(bars)
+
+    def warm_up(self) -> None:
+        """Compile what searches and upserts run; whoever comes earlier compiles it himself. Blocks."""
+        kinds = {CollectionSettings().colbert, *(one.info.settings.colbert for one in self.database.list())}
+        try:
+            warm_up(self.settings.data_dir, kinds)
+        except (OSError, IndexFault) as error:
+            _log.warning("kernels are compiled when they are first needed: %s", error)
 
     def give_up(self) -> None:
         """Say from now on that there will be no model."""

@@ -69,7 +69,10 @@ PAGE = 1000
 """Documents of one page when all are walked through."""
 SEGMENTS = "segments"
 """The folder of derived files beside the database. It may be removed while nobody serves the data folder."""
+WARMING = ".warming-"
+"""Folders with this prefix beside the database are for a moment only."""
 CLOSING_S = 5.0
+"""For what upkeep does at that moment."""
 
 
 class Database:
@@ -181,6 +184,8 @@ class Database:
 
     def _tidy(self, known: set[str]) -> None:
         """Remove the derived files of collections that are no more: dropped, or of another database."""
+        for folder in self._segments.parent.glob(f"{WARMING}*"):  # a warm-up that was killed
+            shutil.rmtree(folder, ignore_errors=True)
         if self._segments.is_dir():
             for folder in self._segments.iterdir():
                 if folder.name not in known:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.index.collection import ColbertKind, CollectionSettings, Database, Document, SearchRequest
+from app.index.collection import (
+    WARMING,
+    ColbertKind,
+    CollectionSettings,
+    Database,
+    Document,
+    SearchRequest,
+)
 from app.index.filters import parse
 from model.embedding import Embedding, LexicalWeights
 
@@ -22,7 +29,7 @@ def warm_up(folder: Path, kinds: Iterable[ColbertKind] = ("float16",)) -> None:
     """Compile what collections of these kinds run. OSError where `folder` takes no files."""
     rng = np.random.default_rng(0)
     with (
-        tempfile.TemporaryDirectory(prefix=".warming-", dir=folder) as place,
+        tempfile.TemporaryDirectory(prefix=WARMING, dir=folder) as place,
         Database(Path(place)) as database,
     ):
         for kind in sorted(set(kinds)):
