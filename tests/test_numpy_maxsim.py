@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.index import multivector
-from app.index.multivector import maxsim
+from benchmarks import numpy_maxsim
+from benchmarks.numpy_maxsim import maxsim
 from model.scoring import colbert_score
 from tests.index_helpers import unit
 
@@ -16,8 +16,8 @@ from tests.index_helpers import unit
 def test_equals_the_equation(
     monkeypatch: pytest.MonkeyPatch, seed: int, chunk: int, similarities: int, dtype: str
 ) -> None:
-    monkeypatch.setattr(multivector, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr(multivector, "SIMILARITY_BYTES", similarities)
+    monkeypatch.setattr(numpy_maxsim, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(numpy_maxsim, "SIMILARITY_BYTES", similarities)
     rng = np.random.default_rng(seed)
     query = unit(rng, int(rng.integers(1, 9)), 8)
     documents = [unit(rng, int(rng.integers(1, 9)), 8).astype(dtype) for _ in range(30)]

@@ -613,7 +613,10 @@ def _fill(bits: int, row: Any, width: int, found: Any) -> float:
 
 @inlined
 def _dots(bits: int, queries: Any, block: Any, rows: int, first: int, last: int, found: Any) -> None:
-    """Dot products of the first rows of a block with some query vectors, into [R, GROUP]."""
+    """Dot products of the first rows of a block with some query vectors, into [R, GROUP].
+
+    Up to TILE - 1 rows more are computed, from whatever the block held before; nobody reads them.
+    """
     length = np.uint64(queries.shape[1])
     step, across = length * np.uint64(queries.itemsize), np.uint64(found.shape[1] * found.itemsize)
     for query in range(first, last, TILE):
@@ -674,8 +677,6 @@ def best_sums(
             parts += 1
             if at == rows:
                 piece, at = piece + 1, 0
-        for row in range(used, (used + TILE - 1) // TILE * TILE):
-            block[row, :] = 0
         for low in range(0, count, GROUP):
             high = min(low + GROUP, len(queries))
             _dots(bits, queries, block, used, low, high, tile)

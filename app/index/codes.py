@@ -136,8 +136,9 @@ class TokenCodec:
         if not len(blobs):
             return np.zeros(0, np.float64)
         queries, steps = self._prepared(np.ascontiguousarray(query, np.float32))
-        # Pointers to the bytes objects' own memory, which `blobs` keeps alive.
-        addresses = np.frombuffer(bytes((ctypes.c_char_p * len(blobs))(*blobs)), np.uintp).astype(np.uint64)
+        # Pointers to the bytes objects' own memory. The array keeps them alive, whatever becomes of `blobs`.
+        pointers = (ctypes.c_char_p * len(blobs))(*blobs)
+        addresses = np.frombuffer(bytes(pointers), np.uintp).astype(np.uint64)
         few = workers is None or int(lengths.sum()) * queries.size < PARALLEL_WORK
         parts, divided = _divided(lengths, 1 if workers is None or few else workers.threads)
         totals = np.zeros(len(blobs), np.float64)

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from app.index.derived import Derived, Part
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
 from app.index.owner import FolderLock
-from app.index.rebuild import Progress, layout_of, load, new_path, nothing, row_of
+from app.index.rebuild import Progress, discard, layout_of, load, new_path, nothing, row_of
 from app.index.search import check, search
 from app.index.segment import write
 from app.index.snapshot import Snapshot
@@ -186,7 +186,7 @@ class Database:
         """Remove the derived files of collections that are no more: dropped, or of another database."""
         for folder in self._segments.parent.glob(f"{WARMING}*"):  # a warm-up that was killed
             shutil.rmtree(folder, ignore_errors=True)
-        if self._segments.is_dir():
+        with suppress(OSError):  # of no harm where they cannot be read or removed
             for folder in self._segments.iterdir():
                 if folder.name not in known:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -389,11 +389,11 @@ class Collection:
         with self._change:
             if self._derived is None:  # dropped meanwhile
                 if new is not None:
-                    new.path.unlink(missing_ok=True)
+                    discard(new.path)
                 return
             self._derived = self._derived.replaced(old, sealed, new, [chosen for _, chosen in sources])
         for one in old:
-            one.path.unlink(missing_ok=True)
+            discard(one.path)
 
     def _seal_or_wait(self) -> None:
         try:

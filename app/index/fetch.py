@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.index.errors import CollectionNotFound
+from app.index.errors import CollectionNotFound, StorageDamaged
 from app.index.facts import Keys
 from app.index.filters import is_unicode
 from app.index.values import CollectionStats, StoredDocument
@@ -163,9 +163,11 @@ def _stored(row: Sequence[object]) -> StoredDocument:
     doc_id, text, metadata, tokens, truncated, seq, *sizes = row
     outputs = frozenset(name for name, size in zip(OUTPUTS, sizes, strict=True) if size is not None)
     assert isinstance(tokens, int) and isinstance(seq, int)  # the columns are NOT NULL INTEGER
-    return StoredDocument(
-        str(doc_id), str(text), json.loads(str(metadata)), tokens, bool(truncated), seq, outputs
-    )
+    try:
+        facts = json.loads(str(metadata))
+    except ValueError as error:
+        raise StorageDamaged("stored metadata is no JSON; restore a backup") from error
+    return StoredDocument(str(doc_id), str(text), facts, tokens, bool(truncated), seq, outputs)
 
 
 def _pages(keys: Keys) -> Iterator[list[int]]:

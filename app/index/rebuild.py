@@ -87,7 +87,7 @@ def load(
             claimed[at[alive]] = True
             parts.append(Part.of(segment, alive))
         else:
-            segment.path.unlink(missing_ok=True)
+            discard(segment.path)
     missing = keys[~claimed]
     done = 0
     recent = Recent.empty(layout)
@@ -102,22 +102,31 @@ def load(
     return Derived(tuple(parts), recent, np.ones(len(recent), np.bool_), len(keys))
 
 
+def discard(path: Path) -> None:
+    """Remove a derived file that is of no use; where that may not be done it is passed over next time too."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def _segments(folder: Path, name: str, layout: Layout) -> Iterator[Segment]:
     """Those of a folder that are whole, the largest first: a merged one before what it was made of."""
-    if not folder.is_dir():
+    try:
+        sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    except FileNotFoundError:
         return
-    for path in folder.iterdir():
+    except OSError as error:
+        _log.warning("collection %s: derived files cannot be read: %s", name, error)
+        return
+    for path in sizes:
         if path.name.startswith("."):  # being written when a process was killed
-            with suppress(OSError):
-                path.unlink()
-    files = [path for path in folder.iterdir() if path.suffix == SUFFIX and path.is_file()]
-    for path in sorted(files, key=lambda one: one.stat().st_size, reverse=True):
+            discard(path)
+    files = [path for path in sizes if path.suffix == SUFFIX and not path.name.startswith(".")]
+    for path in sorted(files, key=lambda one: sizes[one], reverse=True):
         try:
             yield read(path, layout)
         except DerivedDamaged as error:
             _log.warning("collection %s: a derived file is made anew: %s", name, error)
-            with suppress(OSError):
-                path.unlink()
+            discard(path)
 
 
 def _pages(keys: Keys) -> Iterator[Keys]:

@@ -278,4 +278,7 @@ def _fault(error: sqlite3.Error) -> StorageFault:
         return StorageFull(f"no space left for {FILE_NAME}; nothing was changed")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StorageDamaged(f"{FILE_NAME} is not a database or is damaged ({error}); restore a backup")
+    if str(error).startswith("Could not decode to UTF-8"):
+        # SQLite quotes the text, and a document's text is nobody's but its owner's.
+        return StorageDamaged(f"{FILE_NAME}: a stored text is no UTF-8; restore a backup")
     return StorageUnavailable(f"{FILE_NAME} cannot be used: {error}")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import zip_longest
 from typing import TypeVar
 
 MOST_THREADS = 16
@@ -28,12 +30,16 @@ class Workers:
         """Their results, in order. The first error is raised; what has not begun by then never does."""
         if self.threads == 1 or len(tasks) < 2:
             return [task() for task in tasks]
-        futures = [self._pool.submit(task) for task in tasks[1:]]
+        futures: list[Future[Result]] = []
+        # After `close` nothing more is taken: whoever is still at work then does it all himself.
+        with suppress(RuntimeError):
+            for task in tasks[1:]:
+                futures.append(self._pool.submit(task))
         try:
             results = [tasks[0]()]
-            for task, future in zip(tasks[1:], futures, strict=True):
+            for task, future in zip_longest(tasks[1:], futures):
                 # What no thread has begun is done here.
-                results.append(task() if future.cancel() else future.result())
+                results.append(task() if future is None or future.cancel() else future.result())
         finally:
             for future in futures:
                 future.cancel()

@@ -6,6 +6,7 @@ Options: those of `CollectionSettings` by name (`colbert`, `dense_index`), for t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from benchmarks.synthetic import Batch, Floats, Query
 from model.embedding import Embedding, LexicalWeights
 
 POOL = 32_768
+SETTLED_S = 900.0
 NAME, FINGERPRINT = "benchmark", "synthetic"
 MODES: dict[str, Mode] = {"lexical": "sparse", "dense": "dense", "hybrid": "hybrid", "colbert": "colbert"}
 OPERATORS = {"=": "$eq", ">=": "$gte"}
@@ -87,7 +89,12 @@ class TrivecSide:
         self._collection.upsert(packed)
 
     def finish(self) -> None:
-        """Nothing: what was written is found at once. The first search may load it."""
+        """Wait until segments are merged: what was written is found at once, but measured at rest."""
+        state = self._collection.load()
+        end = time.monotonic() + SETTLED_S
+        while len(state.parts) > 1 and time.monotonic() < end:
+            time.sleep(0.5)
+            state = self._collection.load()
 
     def prepare(self, query: Query, ask: Ask) -> SearchRequest:
         whole = self._group == "all"
