@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.index import faiss_index, vector_codes, vectors
+from app.index.faiss_index import FaissIndex
 from app.index.vectors import DenseSegment
 from app.index.workers import Workers
 from model.embedding import FloatArray
@@ -18,9 +20,11 @@ Rows = NDArray[np.float16]
 
 @pytest.fixture
 def always_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small segments use their codes too, and score few rows."""
+    """Small segments use their codes or FAISS too, and score few rows."""
     monkeypatch.setattr(vectors, "EXACT_ROWS", 0)
     monkeypatch.setattr(vectors, "RESCORED_ROWS", 400)
+    monkeypatch.setattr(faiss_index, "CODE_COST", 0)
+    monkeypatch.setattr(faiss_index, "NODE_COST", 0)
 
 
 def _clustered(rng: np.random.Generator, count: int, width: int) -> Rows:
@@ -62,7 +66,7 @@ def _check_scores(rows: Rows, query: FloatArray, found: tuple[NDArray[np.int64],
 
 
 @pytest.mark.parametrize("width", [1, 8, 12, 64, 100, 1024])
-@pytest.mark.parametrize("kind", ["exact", "rabitq"])
+@pytest.mark.parametrize("kind", ["exact", "rabitq", "ivf", "hnsw"])
 def test_whole_numbers_equal_brute_force_with_ties_by_row(
     seed: int, always_codes: None, width: int, kind: vectors.DenseKind
 ) -> None:
@@ -72,7 +76,7 @@ def test_whole_numbers_equal_brute_force_with_ties_by_row(
         rows = rng.integers(-2, 3, (count, width)).astype(np.float16)
         query = rng.integers(-2, 3, width).astype(np.float32)
         segment = DenseSegment.build(rows, kind)
-        assert (segment.codes is None) is (kind == "exact")
+        assert segment.kind == kind or (kind in ("ivf", "hnsw") and segment.kind == "rabitq")
         for usable in (None, rng.random(count) < 0.5, np.zeros(count, np.bool_), np.ones(count, np.bool_)):
             for wanted in (0, 1, 7, 1000):
                 places, scores = segment.search(query, wanted, usable)
@@ -235,17 +239,200 @@ def test_duplicates_come_by_row(seed: int, always_codes: None) -> None:
 def test_arrays_come_back(seed: int, always_codes: None) -> None:
     rng = np.random.default_rng(seed)
     rows = _clustered(rng, 2000, 48)
-    for kind in ("exact", "rabitq", "auto"):
+    for kind in ("exact", "rabitq", "auto", "ivf", "hnsw"):
         segment = DenseSegment.build(rows, kind)  # type: ignore[arg-type]
         kept = {
             name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
             for name, array in segment.arrays().items()
         }
-        assert bool(kept) is (kind == "rabitq")
+        assert bool(kept) is (kind in ("rabitq", "ivf", "hnsw"))
         again = DenseSegment.of(rows, kept)
+        assert again.kind == segment.kind == ("exact" if kind == "auto" else kind)
+        for name, array in again.arrays().items():
+            np.testing.assert_array_equal(array, kept[name])
         query = _query(rng, rows)
         for one, other in zip(segment.search(query, 50), again.search(query, 50), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def _built(rows: Rows, kind: vectors.DenseKind, workers: Workers | None = None) -> DenseSegment:
+    segment = DenseSegment.build(rows, kind, workers)
+    assert segment.kind == kind
+    return segment
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize(("count", "width"), [(12_000, 64), (12_000, 100)])
+def test_faiss_misses_little(
+    seed: int, always_codes: None, kind: vectors.DenseKind, count: int, width: int
+) -> None:
+    """Neither does it look at all rows: a search gives some of them as candidates."""
+    rng = np.random.default_rng(seed)
+    rows = _clustered(rng, count, width)
+    workers = Workers(2)
+    segment = _built(rows, kind, workers)
+    assert segment.index is not None
+    hits = []
+    for wanted in (1, 20, 20, 20, 100, 100, 200):
+        query = _query(rng, rows)
+        candidates = segment.index.candidates(query, wanted, None)
+        assert candidates is not None and wanted <= len(candidates) < 0.8 * count
+        found = segment.search(query, wanted, workers=workers)
+        _check_scores(rows, query, found)
+        assert set(found[0].tolist()) <= set(candidates.tolist()) and len(found[0]) == wanted
+        hits.append(np.isin(_brute(rows, query, wanted, None), found[0]).mean())
+    assert np.mean(hits) >= 0.9
+    workers.close()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_faiss_finds_usable_rows_only(seed: int, always_codes: None, kind: vectors.DenseKind) -> None:
+    rng = np.random.default_rng(seed)
+    rows = _clustered(rng, 12_000, 64)
+    segment = _built(rows, kind)
+    far = np.argsort(_products(rows, _unit(rng, 64))) < 6000
+    masks = [rng.random(len(rows)) < share for share in (0, 0.001, 0.02, 0.1, 0.3, 0.6, 0.9, 0.999)]
+    for usable in (*masks, far, ~far, np.ones(len(rows), np.bool_)):
+        hits = []
+        for _ in range(4):
+            query = _query(rng, rows)
+            expected = _brute(rows, query, 20, usable)
+            found = segment.search(query, 20, usable)
+            assert usable[found[0]].all() and len(found[0]) == len(expected)
+            _check_scores(rows, query, found)
+            hits.append(np.isin(expected, found[0]).mean() if len(expected) else 1.0)
+        assert np.mean(hits) >= 0.85
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_faiss_that_finds_too_few_is_asked_for_more_or_left(
+    seed: int, always_codes: None, monkeypatch: pytest.MonkeyPatch, kind: vectors.DenseKind
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = _clustered(rng, 6000, 32)
+    segment = _built(rows, kind)
+    asked: list[int] = []
+
+    def few(self: FaissIndex, queries: Any, effort: int, breadth: int, bits: Any) -> NDArray[np.int64]:
+        asked.append(effort)
+        # Rows that damaged bytes may name.
+        return np.array([[3, -1, -5, *range(6000, 6020), 1 << 40]])
+
+    monkeypatch.setattr(FaissIndex, "_searched", few)
+    query = _query(rng, rows)
+    places, _ = segment.search(query, 20)
+    np.testing.assert_array_equal(places, segment.exact(query, 20)[0])
+    assert segment.index is not None and asked == sorted(set(asked))
+    assert len(asked) == 1 if kind == "hnsw" else asked[-1] == segment.index.index.nlist > asked[0]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_faiss_takes_rows_and_queries_of_any_length(
+    seed: int, always_codes: None, kind: vectors.DenseKind
+) -> None:
+    """Zero rows, equal rows, tiny and large ones; queries likewise. What FAISS cannot find, codes do."""
+    rng = np.random.default_rng(seed)
+    for width in (1, 3, 8, 96):
+        rows = _clustered(rng, 4000, width) * 10.0 ** rng.uniform(-2, 2, (4000, 1))
+        rows[rng.random(4000) < 0.1] = 0
+        rows[rng.random(4000) < 0.1] = rows[0]
+        for kept in (rows, np.zeros_like(rows), np.tile(rows[:1], (4000, 1))):
+            kept = kept.astype(np.float16)
+            segment = DenseSegment.build(kept, kind)
+            assert segment.kind in (kind, "rabitq")
+            for query in (_query(rng, kept), _unit(rng, width), np.zeros(width, np.float32)):
+                for factor in (1e-30, 1, 1e30):
+                    scaled = query * np.float32(factor)
+                    found = segment.search(scaled, 10)
+                    _check_scores(kept, scaled, found)
+                    assert len(found[0]) == 10
+                    if segment.index is None:
+                        continue
+                    if not query.any():
+                        np.testing.assert_array_equal(found[0], np.arange(10))
+                    candidates = segment.index.candidates(scaled, 10, None)
+                    expected = segment.index.candidates(query, 10, None)
+                    # A query's length changes nothing but digits.
+                    assert (candidates is None) is (expected is None)
+                    if candidates is not None:
+                        assert np.mean(np.isin(candidates, expected)) > 0.99
+
+
+def test_codes_take_the_place_of_faiss_that_misses_much(
+    seed: int, always_codes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _clustered(np.random.default_rng(seed), 1000, 32)
+    for kind in ("ivf", "hnsw"):
+        monkeypatch.setattr(faiss_index, "GOAL", 0.9)
+        assert DenseSegment.build(rows, kind).kind == kind  # type: ignore[arg-type]
+        monkeypatch.setattr(faiss_index, "GOAL", 1.01)
+        segment = DenseSegment.build(rows, kind)  # type: ignore[arg-type]
+        assert segment.kind == "rabitq" and segment.index is None
+
+
+def test_auto_goes_by_the_number_of_rows(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "AUTO_ROWS", 100)
+    monkeypatch.setattr(vectors, "EXACT_ROWS", 100)
+    monkeypatch.setattr(vectors, "IVF_ROWS", 1000)
+    rows = _clustered(np.random.default_rng(seed), 1000, 32)
+    kinds = {count: DenseSegment.build(rows[:count]).kind for count in (1, 100, 101, 999, 1000)}
+    assert kinds == {1: "exact", 100: "exact", 101: "rabitq", 999: "rabitq", 1000: "ivf"}
+    # Searches would score so few rows anyway.
+    assert {DenseSegment.build(rows[:100], kind).kind for kind in ("ivf", "hnsw")} == {"exact"}
+
+
+def test_faiss_searches_on_one_thread_and_builds_on_those_given(
+    seed: int, always_codes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calling thread's own number is back afterwards."""
+    rows = _clustered(np.random.default_rng(seed), 3000, 32)
+    threads: list[int] = []
+    genuine = FaissIndex._searched
+
+    def watched(self: FaissIndex, *given: Any) -> NDArray[np.int64]:
+        threads.append(faiss.omp_get_max_threads())
+        return genuine(self, *given)
+
+    monkeypatch.setattr(FaissIndex, "_searched", watched)
+    before, workers = faiss.omp_get_max_threads(), Workers(3)
+    faiss.omp_set_num_threads(5)
+    try:
+        segment = _built(rows, "ivf", workers)
+        assert set(threads) == {3} and faiss.omp_get_max_threads() == 5
+        threads.clear()
+        segment.search(rows[0].astype(np.float32), 5, workers=workers)
+        assert threads == [1] and faiss.omp_get_max_threads() == 5
+    finally:
+        faiss.omp_set_num_threads(before)
+        workers.close()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_damaged_faiss_is_refused(seed: int, always_codes: None, kind: vectors.DenseKind) -> None:
+    rng = np.random.default_rng(seed)
+    rows = _clustered(rng, 600, 24)
+    good = _built(rows, kind).arrays()
+    DenseSegment.of(rows, good)
+    stored, effort = good["faiss"], good["effort"]
+    euclidean = faiss.IndexHNSWSQ(24, faiss.ScalarQuantizer.QT_8bit, 8)
+    flat = faiss.IndexFlatIP(24)
+    for index in (euclidean, flat):
+        index.train(rows.astype(np.float32))
+        index.add(rows.astype(np.float32))
+    bad: list[dict[str, Any]] = [
+        good | {"faiss": stored[:cut].copy()} for cut in (0, 1, 4, 50, len(stored) - 1)
+    ]
+    bad += [good | {"faiss": np.zeros_like(stored)}, good | {"faiss": stored[::-1]}]
+    bad += [good | {"faiss": stored.view(np.int8)}, good | {"faiss": stored[np.newaxis]}]
+    bad += [good | {"faiss": faiss.serialize_index(index)} for index in (euclidean, flat)]
+    bad += [good | {"effort": np.array(values, np.int64)} for values in ([0, 5], [5, -1], [5], [1 << 40, 5])]
+    bad += [good | {"effort": effort.astype(np.int32)}, {"faiss": stored}, good | {"more": effort}]
+    for arrays in bad:
+        with pytest.raises(ValueError, match="dense segment"):
+            DenseSegment.of(rows, arrays)
+    for others in (rows[:-1], np.ascontiguousarray(rows[:, :20]), rows[:0]):
+        with pytest.raises(ValueError, match="dense segment"):
+            DenseSegment.of(others, good)
 
 
 def test_encoding_does_not_depend_on_workers(seed: int) -> None:
@@ -309,7 +496,7 @@ def test_questions_that_do_not_fit_are_refused() -> None:
             segment.scores(query, np.array(places, np.int64))
 
 
-@pytest.mark.parametrize("kind", ["auto", "exact", "rabitq"])
+@pytest.mark.parametrize("kind", ["auto", "exact", "rabitq", "ivf", "hnsw"])
 def test_empty(kind: vectors.DenseKind) -> None:
     for shape in ((0, 8), (0, 1)):
         segment = DenseSegment.of(np.empty(shape, np.float16), {})

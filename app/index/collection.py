@@ -99,12 +99,17 @@ class Database:
         self._owner = FolderLock(folder, url)
         try:
             self._storage = Storage(folder)
-            with self._storage.read() as connection:
-                found = catalogue.everything(connection)
-            for key, info in found:
-                self._collections[info.name] = self._opened(key, info)
-            self._tidy({str(key) for key, _ in found})
+            try:
+                with self._storage.read() as connection:
+                    found = catalogue.everything(connection)
+                for key, info in found:
+                    self._collections[info.name] = self._opened(key, info)
+                self._tidy({str(key) for key, _ in found})
+            except BaseException:
+                self._storage.close()
+                raise
         except BaseException:
+            self._workers.close()
             self._owner.release()
             raise
 

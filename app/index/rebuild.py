@@ -110,8 +110,12 @@ def discard(path: Path) -> None:
 
 def _segments(folder: Path, name: str, layout: Layout) -> Iterator[Segment]:
     """Those of a folder that are whole, the largest first: a merged one before what it was made of."""
+    sizes: dict[Path, int] = {}
     try:
-        sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # a merge of a database that was closed meanwhile removes it
+                if path.is_file():
+                    sizes[path] = path.stat().st_size
     except FileNotFoundError:
         return
     except OSError as error:

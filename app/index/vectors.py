@@ -122,24 +122,29 @@ class DenseSegment:
     ) -> tuple[Places, FloatArray]:
         """The `count` usable rows with the highest products, best first, equals by ascending row.
 
-        Shapes: [D], [N] -> [n], [n]. A row may be missed but where all are scored, while each score is a true product.
+        Shapes: [D], [N] -> [n], [n]. Where not all are scored, rows may be missed. Scores are true products.
         """
-        query = self._checked(query, usable)
+        query, power = self._checked(query, usable)
+        return _grown(*self._search(query, count, usable, workers), power)
+
+    def _search(
+        self, query: FloatArray, count: int, usable: NDArray[np.bool_] | None, workers: Workers | None
+    ) -> tuple[Places, FloatArray]:
         available = len(self.rows) if usable is None else int(np.count_nonzero(usable))
         most = max(RESCORED_ROWS, 8 * count)
         if available <= max(EXACT_ROWS, most) or count < 1:
-            return self.exact(query, count, usable, workers)
+            return self._exact(query, count, usable, workers)
         if self.index is not None:
             found = self.index.candidates(query, count, usable)
             if found is not None:
                 return best(found, self._scored(query, found, workers), count)
         if self.codes is None:
-            return self.exact(query, count, usable, workers)
+            return self._exact(query, count, usable, workers)
         question = self.codes.question(query)
         places, bounds = self.codes.scanned(question, -np.inf, most, available, usable, workers)
         if len(places) < 2 * count:
             # Bounds that are no numbers: products as large as float32 can hold.
-            return self.exact(query, count, usable, workers)
+            return self._exact(query, count, usable, workers)
         # The highest bounds first: their scores say which of the others may still matter.
         ahead = highest(bounds, 2 * count)
         first = places[ahead]
@@ -165,7 +170,12 @@ class DenseSegment:
         workers: Workers | None = None,
     ) -> tuple[Places, FloatArray]:
         """`search` without codes: every usable row is scored."""
-        query = self._checked(query, usable)
+        query, power = self._checked(query, usable)
+        return _grown(*self._exact(query, count, usable, workers), power)
+
+    def _exact(
+        self, query: FloatArray, count: int, usable: NDArray[np.bool_] | None, workers: Workers | None
+    ) -> tuple[Places, FloatArray]:
         if count < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         places = np.arange(len(self.rows)) if usable is None else np.flatnonzero(usable)
@@ -173,17 +183,18 @@ class DenseSegment:
 
     def scores(self, query: FloatArray, places: Places) -> FloatArray:
         """Products with given rows; IndexError where there is no such row. Shapes: [D], [n] -> [n]."""
-        query = self._checked(query, None)
+        query, power = self._checked(query, None)
         places = np.ascontiguousarray(places, np.int64)
         if len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(self.rows):
             raise IndexError(f"rows of a dense segment are numbered from 0 to {len(self.rows) - 1}")
-        return self._scored(query, places, None)
+        return np.ldexp(self._scored(query, places, None), power)
 
     @property
     def _patterns(self) -> Patterns:
         return fixed(self.rows).view(np.uint16)
 
-    def _checked(self, query: FloatArray, usable: NDArray[np.bool_] | None) -> FloatArray:
+    def _checked(self, query: FloatArray, usable: NDArray[np.bool_] | None) -> tuple[FloatArray, int]:
+        """The query over a power of two that leaves it in the range of float16, and the power."""
         count, width = self.rows.shape
         if query.shape != (width,):
             raise ValueError(f"a query for this segment has shape {(width,)}, got {query.shape}")
@@ -194,7 +205,9 @@ class DenseSegment:
         query = np.ascontiguousarray(query, np.float32)
         if not bool(np.isfinite(query).all()):
             raise ValueError("a query must be finite numbers")
-        return query
+        # Kernels may multiply what is in a query by 2^112 (see `_value` in `vector_kernels.py`).
+        power = max(0, int(np.frexp(np.abs(query).max(initial=0))[1]) - 15)
+        return np.ldexp(query, -power) if power else query, power
 
     def _scored(self, query: FloatArray, places: Places, workers: Workers | None) -> FloatArray:
         out = np.empty(len(places), np.float32)
@@ -205,6 +218,15 @@ class DenseSegment:
         ]
         run(tasks, workers)
         return out
+
+
+def _grown(places: Places, scores: FloatArray, power: int) -> tuple[Places, FloatArray]:
+    """What was found for a query over a power of two; scores beyond float32 are equal."""
+    if power:
+        with np.errstate(over="ignore"):
+            scores = np.ldexp(scores, power)
+        places, scores = best(places, scores, len(places))
+    return places, scores
 
 
 def _shares(count: int, workers: Workers | None) -> list[slice]:
