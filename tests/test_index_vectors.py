@@ -354,8 +354,12 @@ def test_faiss_takes_rows_and_queries_of_any_length(
                     expected = segment.index.candidates(query, 10, None)
                     # A query's length changes nothing but digits.
                     assert (candidates is None) is (expected is None)
-                    if candidates is not None:
-                        assert np.mean(np.isin(candidates, expected)) > 0.99
+                    if candidates is not None and expected is not None:
+                        # Of equal rows any may be candidates.
+                        ends = [
+                            np.sort(_products(kept, query)[places])[-10:] for places in (candidates, expected)
+                        ]
+                        np.testing.assert_allclose(*ends)
 
 
 def test_codes_take_the_place_of_faiss_that_misses_much(
