@@ -76,7 +76,8 @@ SEARCH = TRIVEC_SEARCH_PYTHON=.venv-search/bin/python $(BIN)/python -m benchmark
 bench-search: $(VENV)/.dev .venv-search/.done
 	$(SEARCH) --documents 2000 --parts hybrid,maxsim --peers numpy,qdrant,lancedb,milvus-lite --out search_2k
 	$(SEARCH) --documents 100000 --parts lexical,dense --peers scipy,bm25s,seismic,faiss-flat,faiss-hnsw --out search_100k
-	$(SEARCH) --documents 1000000 --parts hybrid,dense,lexical,filters,ingest,memory --peers none \
+	$(SEARCH) --documents 1000000 --parts lexical --peers scipy,bm25s --truth 0 --out search_1m_lexical
+	$(SEARCH) --documents 1000000 --parts hybrid,filters,ingest,memory --peers none \
 		--set rows=codes --set colbert=1bit --truth 0 --out search_1m
 
 .venv-search/.done: constraints-search.txt
