@@ -21,7 +21,8 @@ from typing import get_args
 
 import numpy as np
 
-from app.index.codes import Kind, TokenCodec, codec, pooled
+from app.index.codes import Kind, TokenCodec, codec
+from app.index.pooling import pooled
 from app.index.workers import Workers
 from app.loading import load_text_model
 from app.settings import Settings

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from app.index import code_kernels, codes
-from app.index.codes import Kind, TokenCodec, codec, pooled
+from app.index.codes import Kind, TokenCodec, codec
+from app.index.pooling import pooled
 from app.index.workers import Workers
 from model.embedding import FloatArray
 from tests.index_helpers import unit

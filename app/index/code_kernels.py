@@ -1,4 +1,4 @@
-"""Machine code for `codes.py`: the rotation, coding and decoding of rows, MaxSim from their codes, pooling.
+"""Machine code for `codes.py`: the rotation, coding and decoding of rows and MaxSim from their codes.
 
 Legend: C width, W width of a row once unpacked (C and its padding), R rows of a block, M query vectors,
 n documents. What is rotated lies as [C, LANES]: LANES rows side by side, so that each step is one of vectors.
@@ -12,234 +12,27 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
 
+from app.index.code_vectors import (
+    LANES,
+    TILE,
+    butterflies,
+    float_products,
+    multiplied,
+    pointer,
+    scaled,
+    transpose_bytes,
+    transpose_floats,
+    whole_products,
+)
 from app.index.compiled import inlined, kernel, loose_kernel
 
-LANES = 16
-"""Rows that are rotated side by side, so that every step of the transform is a step over vectors."""
 BLOCK_ROWS = 64
 """Rows unpacked at once: 128 KiB of int16 at C = 1024 stay in a core's own cache."""
-TILE = 4
-"""So many query vectors and so many rows share each load. Query arrays are padded to a multiple."""
 GROUP = 64
 """Query vectors whose products with a block are kept at once."""
-ALIGNMENT = 32
-"""Rows and query vectors are padded with zeros to a multiple of this many values."""
 FLOATS = 16
 """From this many bits on a value is a float, not a code."""
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(_context: Any, _address: Any) -> Any:
-    """The bytes at an address."""
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.CPointer(types.uint8)(types.uint64), make
-
-
-def _transposition(element: ir.Type) -> Any:
-    """What writes 16 vectors of 16 elements as their transpose: four rounds of zipping two halves.
-
-    Arguments: address and bytes from vector to vector of the source, then of the target. LLVM would do
-    single elements, or scatter them, which is slower still.
-    """
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        source, source_step, target, target_step = arguments
-        kind = ir.VectorType(element, LANES)
-        size = element.width // 8 if isinstance(element, ir.IntType) else 4
-
-        def place(base: Any, step: Any, number: int) -> Any:
-            offset = builder.mul(step, ir.IntType(64)(number))
-            return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
-
-        vectors = [builder.load(place(source, source_step, n), align=size) for n in range(LANES)]
-        masks = [[half * LANES // 2 + n // 2 + (n % 2) * LANES for n in range(LANES)] for half in range(2)]
-        for _ in range(LANES.bit_length() - 1):
-            vectors = [
-                builder.shuffle_vector(
-                    vectors[n // 2], vectors[n // 2 + LANES // 2], _constants(masks[n % 2])
-                )
-                for n in range(LANES)
-            ]
-        for number, vector in enumerate(vectors):
-            builder.store(vector, place(target, target_step, number), align=size)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.uint64, types.uint64, types.uint64, types.uint64), make
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _butterflies(_context: Any, _address: Any, _step: Any) -> Any:
-    """Two steps of the transform on 4 vectors of LANES floats, `step` bytes from each to the next, in place.
-
-    As vectors, for LLVM would have to prove first that the four do not overlap.
-    """
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
-        places = [
-            builder.inttoptr(
-                builder.add(arguments[0], builder.mul(arguments[1], number(n))), kind.as_pointer()
-            )
-            for n in range(4)
-        ]
-        a, b, c, d = (builder.load(place, align=4) for place in places)
-        p, q, r, s = builder.fadd(a, b), builder.fsub(a, b), builder.fadd(c, d), builder.fsub(c, d)
-        found = builder.fadd(p, r), builder.fadd(q, s), builder.fsub(p, r), builder.fsub(q, s)
-        for place, value in zip(places, found, strict=True):
-            builder.store(value, place, align=4)
-        return ir.Constant(number, 0)
-
-    return types.int64(types.uint64, types.uint64), make
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _multiplied(_context: Any, _address: Any, _factors: Any) -> Any:
-    """Multiply LANES floats at an address by those at another, in place."""
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.VectorType(ir.FloatType(), LANES)
-        place, factors = (builder.inttoptr(one, kind.as_pointer()) for one in arguments)
-        product = builder.fmul(builder.load(place, align=4), builder.load(factors, align=4))
-        builder.store(product, place, align=4)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.uint64, types.uint64), make
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _scaled(_context: Any, _address: Any, _factor: Any) -> Any:
-    """Multiply LANES floats at an address by one number, in place."""
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.VectorType(ir.FloatType(), LANES)
-        place = builder.inttoptr(arguments[0], kind.as_pointer())
-        one = builder.insert_element(ir.Constant(kind, ir.Undefined), arguments[1], ir.IntType(32)(0))
-        every = builder.shuffle_vector(one, one, _constants([0] * LANES))
-        builder.store(builder.fmul(builder.load(place, align=4), every), place, align=4)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.uint64, types.float32), make
-
-
-def _constants(values: list[int]) -> Any:
-    """A vector of int32, as masks are."""
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), values)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _transpose_floats(_context: Any, _a: Any, _b: Any, _c: Any, _d: Any) -> Any:
-    """See `_transposition`."""
-    return _transposition(ir.FloatType())
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _transpose_bytes(_context: Any, _a: Any, _b: Any, _c: Any, _d: Any) -> Any:
-    """See `_transposition`."""
-    return _transposition(ir.IntType(8))
-
-
-def _products(whole: bool) -> Any:
-    """What writes the dot products of TILE query vectors with TILE rows: [TILE rows, TILE query vectors].
-
-    Arguments: address and bytes from vector to vector of the queries, of the rows and of the result, and the
-    vectors' length, a multiple of ALIGNMENT. int16 to int32 where `whole`, else float32.
-    Written as vectors, because LLVM multiplies int16 as int32 otherwise. The sum of neighbouring products
-    is what it has one instruction for (vpmaddwd, vpdpwssd), or does step by step where there is none.
-    """
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        queries, query_step, rows, row_step, found, found_step, length = arguments
-        number = ir.IntType(64)
-        wide = binding.get_host_cpu_features().get("avx512bw", False)
-        # The sums must stay in registers: 16 of 512 bits where there are 32, else 8 of them at a time.
-        lanes, at_once = (16, TILE) if wide else (8, TILE // 2)
-        for first in range(0, TILE, at_once):
-            places = [builder.add(queries, builder.mul(query_step, number(n))) for n in range(TILE)]
-            places += [builder.add(rows, builder.mul(row_step, number(first + n))) for n in range(at_once)]
-            sums = _product_loop(builder, whole, lanes, places, length)
-            add = builder.add if whole else builder.fadd
-            width = lanes
-            while width > 1:
-                # Neighbours are added until each lane holds one whole sum, in order.
-                width //= 2
-                if len(sums) > 1:
-                    pairs = zip(sums[::2], sums[1::2], strict=True)
-                    sums = [_neighbours(builder, one, other, lanes, add) for one, other in pairs]
-                else:
-                    sums = [_neighbours(builder, sums[0], sums[0], sums[0].type.count // 2, add)]
-            for row in range(at_once):
-                vector = sums[row * TILE // lanes]
-                lane = row * TILE % lanes
-                part = builder.shuffle_vector(vector, vector, _constants(list(range(lane, lane + TILE))))
-                offset = builder.mul(found_step, number(first + row))
-                target = builder.inttoptr(builder.add(found, offset), part.type.as_pointer())
-                builder.store(part, target, align=4)
-        return ir.Constant(number, 0)
-
-    return types.int64(*(types.uint64,) * 7), make
-
-
-def _product_loop(builder: Any, whole: bool, lanes: int, places: list[Any], length: Any) -> list[Any]:
-    """The loop over the vectors at `places`, TILE query vectors and then rows; sums by row, then query."""
-    number = ir.IntType(64)
-    sums = ir.VectorType(ir.IntType(32) if whole else ir.FloatType(), lanes)
-    step, size = (2 * lanes, 2) if whole else (lanes, 4)
-    kind = ir.VectorType(ir.IntType(16), step) if whole else sums
-    zero = ir.Constant(sums, [0] * lanes if whole else [0.0] * lanes)
-    before = builder.block
-    body, after = builder.append_basic_block("products"), builder.append_basic_block("sums")
-    builder.branch(body)
-    builder.position_at_end(body)
-    at = builder.phi(number)
-    running = [builder.phi(sums) for _ in range(TILE * (len(places) - TILE))]
-    offset = builder.mul(at, number(size))
-    loaded = [
-        builder.load(builder.inttoptr(builder.add(place, offset), kind.as_pointer()), align=size)
-        for place in places
-    ]
-    following = []
-    for place, total in enumerate(running):
-        query, row = loaded[place % TILE], loaded[TILE + place // TILE]
-        if whole:
-            double = ir.VectorType(ir.IntType(32), step)
-            product = builder.mul(builder.sext(query, double), builder.sext(row, double))
-            following.append(builder.add(total, _neighbours(builder, product, product, lanes, builder.add)))
-        else:
-            flags = ("reassoc", "contract", "nsz")
-            following.append(builder.fadd(total, builder.fmul(query, row, flags=flags), flags=flags))
-        total.add_incoming(zero, before)
-        total.add_incoming(following[-1], body)
-    end = builder.add(at, number(step))
-    at.add_incoming(number(0), before)
-    at.add_incoming(end, body)
-    builder.cbranch(builder.icmp_unsigned("<", end, length), body, after)
-    builder.position_at_end(after)
-    return following
-
-
-def _neighbours(builder: Any, one: Any, other: Any, lanes: int, add: Any) -> Any:
-    """The sums of neighbours in two vectors laid end to end, the first `lanes` of them."""
-    even, odd = _constants(list(range(0, 2 * lanes, 2))), _constants(list(range(1, 2 * lanes, 2)))
-    return add(builder.shuffle_vector(one, other, even), builder.shuffle_vector(one, other, odd))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _whole_products(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any) -> Any:
-    """See `_products`."""
-    return _products(whole=True)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_products(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any) -> Any:
-    """See `_products`."""
-    return _products(whole=False)
 
 
 @inlined
@@ -302,7 +95,7 @@ def _hadamard(lanes: Any, size: int) -> None:
         # Two steps of the transform at once halve the way through the cache.
         for group in range(0, size, 4 * step):
             for place in range(group, group + step):
-                _butterflies(base + np.uint64(place) * row, np.uint64(step) * row)
+                butterflies(base + np.uint64(place) * row, np.uint64(step) * row)
         step *= 4
     if step < size:
         twos = lanes.reshape(2, step * LANES)
@@ -315,7 +108,7 @@ def _hadamard(lanes: Any, size: int) -> None:
 def _turned(lanes: Any, signs: Any) -> None:
     """Multiply each dimension of [C * LANES] by its sign, and by what keeps the transform's lengths."""
     for place in range(len(signs)):
-        _scaled(np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4), signs[place])
+        scaled(np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4), signs[place])
 
 
 @inlined
@@ -379,7 +172,7 @@ def _to_lanes(scratch: Any, lanes: Any) -> None:
     """[LANES, C] -> [C, LANES]; C is padded to a multiple of LANES."""
     for start in range(0, scratch.shape[1], LANES):
         at = np.uint64(start * 4)
-        _transpose_floats(
+        transpose_floats(
             np.uint64(scratch.ctypes.data) + at,
             np.uint64(scratch.shape[1] * 4),
             np.uint64(lanes.ctypes.data) + at * np.uint64(LANES),
@@ -392,7 +185,7 @@ def _from_lanes(lanes: Any, scratch: Any) -> None:
     """[C, LANES] -> [LANES, C]."""
     for start in range(0, scratch.shape[1], LANES):
         at = np.uint64(start * 4)
-        _transpose_floats(
+        transpose_floats(
             np.uint64(lanes.ctypes.data) + at * np.uint64(LANES),
             np.uint64(LANES * 4),
             np.uint64(scratch.ctypes.data) + at,
@@ -495,7 +288,7 @@ def _code_levels(
         scales[lane] = np.sqrt(np.float32(width) / sums[lane]) if sums[lane] > 0 else np.float32(0)
     for place in range(width):
         at = np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4)
-        _multiplied(at, np.uint64(scales.ctypes.data))
+        multiplied(at, np.uint64(scales.ctypes.data))
     if bits == 1:
         _nearest(values, borders, gaps, 1, codes, terms, others)
     elif bits == 2:
@@ -543,7 +336,7 @@ def encode_rows(vectors: Any, bits: int, borders: Any, gaps: Any, signs: Any, si
         else:
             _code_levels(lanes, width, bits, borders, gaps, codes, terms, others, packed, scales, sums)
         for start in range(0, turned.shape[1], LANES):
-            _transpose_bytes(
+            transpose_bytes(
                 np.uint64(packed.ctypes.data) + np.uint64(start * LANES),
                 np.uint64(LANES),
                 np.uint64(turned.ctypes.data) + np.uint64(start),
@@ -625,9 +418,9 @@ def _dots(bits: int, queries: Any, block: Any, rows: int, first: int, last: int,
         for row in range(0, rows, TILE):
             here, to = np.uint64(block.ctypes.data) + np.uint64(row) * step, column + np.uint64(row) * across
             if bits < FLOATS:
-                _whole_products(at, step, here, step, to, across, length)
+                whole_products(at, step, here, step, to, across, length)
             else:
-                _float_products(at, step, here, step, to, across, length)
+                float_products(at, step, here, step, to, across, length)
 
 
 @loose_kernel
@@ -665,7 +458,7 @@ def best_sums(
             document, start, rows = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
             take = min(BLOCK_ROWS - used, rows - at)
             first = addresses[document] + np.uint64((start + at) * row_bytes)
-            source = numba.carray(_pointer(np.uint64(first)), (take, row_bytes), np.uint8)
+            source = numba.carray(pointer(np.uint64(first)), (take, row_bytes), np.uint8)
             for row in range(take):
                 scale = _fill(bits, source[row], width, block[used + row])
                 if np.isnan(scale):
@@ -697,57 +490,3 @@ def best_sums(
                             partial[slot, low + lane] = here[lane] * steps[low + lane]
                     here[:] = -np.inf
     return True
-
-
-@inlined
-def _product(one: Any, other: Any) -> float:
-    """Dot product."""
-    total = 0.0
-    for place in range(len(one)):
-        total += one[place] * other[place]
-    return total
-
-
-@inlined
-def _cosine(sums: Any, lengths: Any, one: int, other: int) -> float:
-    """0 where one of them is the zero vector."""
-    if lengths[one] == 0 or lengths[other] == 0:
-        return 0.0
-    return float(_product(sums[one], sums[other]) / lengths[one] / lengths[other])
-
-
-@kernel
-def merge_neighbours(vectors: Any, most: int, groups: Any) -> int:
-    """Write the group of each row, from 0, into `groups` [n]: the two neighbouring groups of the largest
-    cosine become one until at most `most` are left; of equals the first. Returns how many there are."""
-    count, width = vectors.shape
-    sums, lengths = vectors.astype(np.float64), np.empty(count, np.float64)
-    following, previous = np.arange(1, count + 1), np.arange(-1, count - 1)
-    cosines = np.full(count, -np.inf, np.float64)
-    for row in range(count):
-        lengths[row] = np.sqrt(_product(sums[row], sums[row]))
-    for row in range(count - 1):
-        cosines[row] = _cosine(sums, lengths, row, row + 1)
-    left = count
-    while left > most:
-        row = int(np.argmax(cosines))
-        gone = following[row]
-        for place in range(width):
-            sums[row, place] += sums[gone, place]
-        lengths[row] = np.sqrt(_product(sums[row], sums[row]))
-        following[row] = following[gone]
-        cosines[gone] = -np.inf
-        groups[gone] = -1
-        after, before = following[row], previous[row]
-        cosines[row] = -np.inf
-        if after < count:
-            previous[after] = row
-            cosines[row] = _cosine(sums, lengths, row, after)
-        if before >= 0:
-            cosines[before] = _cosine(sums, lengths, before, row)
-        left -= 1
-    number = -1
-    for row in range(count):
-        number += groups[row] >= 0
-        groups[row] = number
-    return int(left)

@@ -35,8 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.index import code_kernels as kernels
+from app.index.code_vectors import ALIGNMENT, TILE
 from app.index.workers import Workers
-from model.embedding import FloatArray, IntArray
+from model.embedding import FloatArray
 
 Kind = Literal["float32", "float16", "int8", "4bit", "2bit", "1bit"]
 
@@ -184,7 +185,7 @@ class TokenCodec:
         """The query as the kernel takes it, padded, and what 1 of each of its vectors is worth."""
         count = len(query)
         # Unpacking writes up to 7 values more than C.
-        shape = _multiple(count, kernels.TILE), _multiple(self.width + 7, kernels.ALIGNMENT)
+        shape = _multiple(count, TILE), _multiple(self.width + 7, ALIGNMENT)
         if self._bits >= kernels.FLOATS:
             if not np.isfinite(query).all():
                 raise ValueError("a query vector holds a value that is not finite")
@@ -255,30 +256,6 @@ class TokenCodec:
 def codec(kind: Kind, width: int) -> TokenCodec:
     """The codec of a kind. Raises ValueError where it is unknown or the width is not positive."""
     return TokenCodec(kind, width)
-
-
-def pooled(vectors: FloatArray, factor: int) -> tuple[FloatArray, IntArray]:
-    """Merge neighbouring token vectors that are nearly the same until at most ceil(n / factor) are left.
-
-    Shapes: [n, C], n >= 1 -> [k, C] and the group of each row [n], ascending from 0. The two neighbouring
-    groups of the largest cosine become one, over and over; a group's vector has the direction of its rows'
-    sum and their mean length. Raises ValueError where a value is not finite or the factor is below 1.
-    """
-    if factor < 1 or vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
-        raise ValueError(f"pooling takes finite vectors and a factor of 1 or more, got {factor}")
-    groups = np.zeros(len(vectors), np.int32)
-    count = kernels.merge_neighbours(
-        np.ascontiguousarray(vectors, np.float32), -(-len(vectors) // factor), groups
-    )
-    if count == len(vectors):
-        return vectors.astype(np.float32), groups
-    starts = np.searchsorted(groups, np.arange(count))
-    rows = vectors.astype(np.float64)
-    sums = np.add.reduceat(rows, starts, axis=0)
-    lengths = np.add.reduceat(np.linalg.norm(rows, axis=1), starts) / np.diff(starts, append=len(rows))
-    norms = np.linalg.norm(sums, axis=1)
-    factors = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)
-    return (sums * factors[:, None]).astype(np.float32), groups
 
 
 def _multiple(count: int, of: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.index import posting_build
 from app.index import posting_kernels as kernels
 from app.index.posting_kernels import (
     HIGHEST,
@@ -102,7 +103,7 @@ class Postings:
         if len(terms) != len(weights) or not _climbs(offsets, 0, len(terms), least=0):
             raise ValueError(f"offsets do not divide {len(terms)} terms and {len(weights)} weights")
         terms, weights = np.ascontiguousarray(terms, np.int32), np.ascontiguousarray(weights, np.float32)
-        if not kernels.documents_are_sound(offsets, terms, weights):
+        if not posting_build.documents_are_sound(offsets, terms, weights):
             raise ValueError("a document's terms must ascend, and its weights be positive and finite")
         table = np.empty(0, np.int32)
         if len(terms) and int(terms.max()) < TABLE_TERMS:
@@ -113,9 +114,9 @@ class Postings:
         else:
             distinct = np.unique(terms)
         counted = _counters(len(distinct))
-        kernels.count_documents(offsets, terms, distinct, table, counted)
+        posting_build.count_documents(offsets, terms, distinct, table, counted)
         lists, cursors = _allocated(counted)
-        kernels.write_documents(offsets, terms, weights, distinct, table, lists, cursors)
+        posting_build.write_documents(offsets, terms, weights, distinct, table, lists, cursors)
         return cls._finished(len(offsets) - 1, distinct, lists)
 
     @classmethod
@@ -130,18 +131,18 @@ class Postings:
         terms = np.unique(np.concatenate([np.empty(0, np.int32), *(part.terms for part, _ in parts)]))
         counted = _counters(len(terms))
         for part, places, new_rows in _moves(parts, terms):
-            if not kernels.count_part(part._lists, places, new_rows, counted):
+            if not posting_build.count_part(part._lists, places, new_rows, counted):
                 raise ValueError("posting lists: rows do not ascend, or weights are not positive and finite")
         lists, cursors = _allocated(counted)
         for part, places, new_rows in _moves(parts, terms):
-            kernels.write_part(part._lists, places, new_rows, lists, cursors)
+            posting_build.write_part(part._lists, places, new_rows, lists, cursors)
         return cls._finished(sum(int(np.count_nonzero(living)) for _, living in parts), terms, lists)
 
     @classmethod
     def _finished(cls, rows: int, terms: IntArray, lists: Lists) -> Postings:
         """With codes, and without the terms that nothing was written for."""
         codes = np.empty(len(lists.weights), np.uint8)
-        kernels.write_codes(lists, codes)
+        posting_build.write_codes(lists, codes)
         used = lists.starts[:-1] < lists.starts[1:]
         starts, first_runs = (np.append(one[:-1][used], one[-1]) for one in lists[:2])
         return cls(np.array([rows]), terms[used], starts, first_runs, *lists[2:6], codes, lists.weights)

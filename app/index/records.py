@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.index.codes import codec, pooled
+from app.index.codes import codec
 from app.index.errors import DocumentInvalid
 from app.index.facts import Fact, facts
 from app.index.filters import is_unicode
+from app.index.pooling import pooled
 from app.index.values import CollectionInfo, Document
 from model.embedding import Embedding, FloatArray
 
