@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from app.index import search as index_search
 from app.index import upkeep
 from app.index.collection import CollectionInfo, CollectionSettings, CollectionStats, Document, StoredDocument
 from app.index.filters import Filter, matches, parse
@@ -259,3 +261,26 @@ def test_a_search_over_the_port_is_brute_force(store: Store, seed: int, mode: An
         expected = [blend(one, use) if mode == "hybrid" else one[mode] for one in scores]
         kept = sorted((s for s in expected if s is not None and (mode != "sparse" or s > 0)), reverse=True)
         assert [hit.score for hit in hits] == pytest.approx(kept[:5], abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "colbert"])
+def test_candidates_are_widened_while_others_could_reach_the_top(
+    store: Store, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """The lower by dense score, the higher by ColBERT, up to a place far beyond the first candidates."""
+    monkeypatch.setattr(index_search, "FIRST_CANDIDATES", 2)
+    axes = np.eye(WIDTH, dtype=np.float32)[0], np.eye(COLBERT, dtype=np.float32)[:1]
+    for place in range(90):
+        late = 0.3 + 0.01 * place if place <= 40 else 0.2
+        one = Embedding(2, dense=(1 - 0.005 * place) * axes[0], colbert=np.float32(late) * axes[1])
+        store.upsert([Document(f"d{place:02}", "", one)])
+    query = Embedding(2, dense=axes[0], colbert=axes[1])
+    use = FusionWeights(0.1, 0, 0.9)
+    found = {}
+    for candidates in (None, 2):
+        request = SearchRequest(query, mode=mode, weights=use, top_k=3, candidates=max(3, candidates or 3))
+        request = replace(request, candidates=None) if candidates is None else request
+        with store.view(None) as view:
+            found[candidates] = [hit.id for hit in search(view, request, check(request, store.info))]
+    assert found[None] == ["d40", "d39", "d38"]
+    assert "d40" not in found[2]  # a number of candidates that is asked for is kept to
