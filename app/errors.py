@@ -6,6 +6,7 @@ or the field, never the user's text, a path or a stack. Of the table's classes t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ REQUEST_ID = "trivec.request_id"
 """Where an ASGI scope holds the id of its request."""
 
 _MAX_PARAM_CHARS = 200
+_log = logging.getLogger("trivec.errors")
 
 
 class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "Error" would say it again
@@ -225,7 +227,16 @@ def error_response(
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every class of the table."""
     headers = error.headers if isinstance(error, HTTPException) else None
-    return error_response(describe(error), str(request.scope.get(REQUEST_ID, "")), headers)
+    request_id = str(request.scope.get(REQUEST_ID, ""))
+    log_hidden(error, request_id)
+    return error_response(describe(error), request_id, headers)
+
+
+def log_hidden(error: Exception, request_id: str) -> None:
+    """Log the index's own words where the client gets others: the operator needs them."""
+    if isinstance(error, index.StorageFault):
+        fields = {"request_id": request_id, "error": type(error).__name__}
+        _log.error("the index failed: %s", error, extra={"fields": fields})
 
 
 def install(app: FastAPI) -> None:

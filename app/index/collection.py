@@ -21,6 +21,7 @@ from app.index import catalogue, changes, facts, fetch, records, upkeep
 from app.index.allowed import AllowedKeys
 from app.index.codes import Kind as ColbertKind
 from app.index.derived import Derived, Part
+from app.index.digests import Logged, Report, raised
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
 from app.index.owner import FolderLock
@@ -234,6 +235,7 @@ class Collection:
         self._merging = threading.Lock()
         self._derived: Derived | None = None
         self._allowed = AllowedKeys(key)
+        self._damage = Logged(info.name)
         self._layout = layout_of(info)
 
     @property
@@ -299,7 +301,7 @@ class Collection:
     def embedding(self, doc_id: str) -> Embedding | None:
         """The stored vectors of one document, or None."""
         self._ready()
-        with self.view(None) as view:
+        with self.view(None, raised) as view:
             keys = changes.keys_of(view.connection, self._key, [doc_id])
             found = view.embeddings(view.documents(keys))
             return found[int(keys[0])] if keys.size else None
@@ -316,13 +318,15 @@ class Collection:
             return search(view, request, weights)
 
     @contextmanager
-    def view(self, condition: Filter | None) -> Iterator[Snapshot]:
-        """What a search looks at, for as long as the block lasts."""
+    def view(self, condition: Filter | None, report: Report | None = None) -> Iterator[Snapshot]:
+        """What a search looks at, for as long as the block lasts; damaged documents are logged once."""
         self._ready()
         state = self._derived or self.load()
         with self._storage.read() as connection:
             allowed = None if condition is None else self._allowed.select(condition, connection)
-            yield Snapshot(connection, self._key, self.info, state, allowed, self._workers)
+            yield Snapshot(
+                connection, self._key, self.info, state, allowed, self._workers, report or self._damage
+            )
 
     def stats(self) -> CollectionStats:
         """Counts and sizes."""

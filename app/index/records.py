@@ -61,6 +61,16 @@ def encode(document: Document, info: CollectionInfo) -> Record:
     return Record(document.id, document.text, metadata, found, embedding, codes, tokens_of_row)
 
 
+def vector_parts(embedding: Embedding) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """Dense vector, term ids and weights as they are stored: little endian float32, int32, float32."""
+    dense, sparse = embedding.dense, embedding.sparse
+    return (
+        None if dense is None else np.asarray(dense, "<f4").tobytes(),
+        None if sparse is None else np.asarray(sparse.indices, "<i4").tobytes(),
+        None if sparse is None else np.asarray(sparse.values, "<f4").tobytes(),
+    )
+
+
 def token_codes(vectors: FloatArray | None, info: CollectionInfo) -> tuple[bytes | None, bytes | None]:
     """Token vectors as they are stored, and where they are pooled, how many tokens each stored row has.
 

@@ -59,6 +59,7 @@ def search(view: View, request: SearchRequest, weights: FusionWeights) -> list[H
     scores = fusion.fused(found.legs, ranks, request.mode, request.fusion, weights)
     chosen = _best(view, found.keys, scores, request.top_k)
     documents = view.documents(found.keys[chosen])
+    chosen = chosen[[int(key) in documents for key in found.keys[chosen]]]  # without those that are damaged
     vectors = view.embeddings(documents) if request.with_embeddings else {}
     return [
         _hit(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.index import fetch
 from app.index.codes import codec
+from app.index.digests import Report
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.fusion import Legs
@@ -28,13 +29,19 @@ PAGE = 256
 
 
 def score(
-    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+    connection: sqlite3.Connection,
+    keys: Keys,
+    query: Embedding,
+    info: CollectionInfo,
+    workers: Workers,
+    report: Report,
 ) -> Scored:
     """All three scores of those keys that exist, as the connection's transaction sees them.
 
-    NaN where query or document lacks the output. StorageDamaged where stored bytes make no vectors.
+    Damaged documents are reported and left out. NaN where query or document lacks the output.
+    StorageDamaged where stored bytes make no vectors.
     """
-    pages = [_page(connection, page, query, info, workers) for page in _pages(keys)]
+    pages = [_page(connection, page, query, info, workers, report) for page in _pages(keys)]
     if len(pages) == 1:
         return pages[0]
     empty = np.empty(0, np.float64)
@@ -48,9 +55,14 @@ def _pages(keys: Keys) -> list[Keys]:
 
 
 def _page(
-    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+    connection: sqlite3.Connection,
+    keys: Keys,
+    query: Embedding,
+    info: CollectionInfo,
+    workers: Workers,
+    report: Report,
 ) -> Scored:
-    found = fetch.vectors(connection, keys, colbert=query.colbert is not None)
+    found = fetch.vectors(connection, keys, colbert=query.colbert is not None, report=report)
     try:
         legs = Legs(
             _dense(query, found.dense, info.hidden_size),
