@@ -27,7 +27,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -253,8 +253,9 @@ class TokenCodec:
         return np.concatenate([self._levels[:1], np.diff(self._levels)]).astype(np.float32)
 
 
+@lru_cache(maxsize=16)
 def codec(kind: Kind, width: int) -> TokenCodec:
-    """The codec of a kind. Raises ValueError where it is unknown or the width is not positive."""
+    """The codec of a kind, its tables made once. Raises ValueError for an unknown kind or a width below 1."""
     return TokenCodec(kind, width)
 
 

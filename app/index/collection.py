@@ -259,7 +259,7 @@ class Collection:
         is stored, and all of them get its number.
         """
         self._ready(vectors=True)
-        encoded = {one.doc_id: one for one in (records.encode(document, self.info) for document in documents)}
+        encoded = {one.doc_id: one for one in records.encode_all(documents, self.info, self._workers)}
         if not encoded:
             return []
         found_by = [row_of(self._layout, 0, 0, one.embedding) for one in encoded.values()]

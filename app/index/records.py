@@ -6,7 +6,9 @@ Legend: D hidden size, C ColBERT dimension. What is written is `changes.py`'s af
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from app.index.facts import Fact, facts
 from app.index.filters import is_unicode
 from app.index.pooling import pooled
 from app.index.values import CollectionInfo, Document
+from app.index.workers import Workers
 from model.embedding import Embedding, FloatArray
 
 MAX_ID_BYTES = 512
@@ -35,6 +38,18 @@ class Record:
     """The token vectors as the collection's settings say."""
     tokens_of_row: bytes | None
     """Where they were pooled: how many tokens each has, uint16."""
+
+
+def encode_all(documents: Sequence[Document], info: CollectionInfo, workers: Workers) -> list[Record]:
+    """`encode` of each, in order, side by side where they bear token vectors; the first fault is raised."""
+    count = workers.threads if any(one.embedding.colbert is not None for one in documents) else 1
+    size = max(1, -(-len(documents) // count))
+
+    def some(first: int) -> list[Record]:
+        return [encode(one, info) for one in documents[first : first + size]]
+
+    parts = workers.run([partial(some, first) for first in range(0, len(documents), size)])
+    return [one for part in parts for one in part]
 
 
 def encode(document: Document, info: CollectionInfo) -> Record:
