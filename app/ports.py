@@ -5,7 +5,7 @@ Routes, batcher and index see embeddings and token ids only, so that their tests
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,9 +64,16 @@ class TextModel(Protocol):
         """The vocabulary's entries for token ids, e.g. `▁Hello`."""
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         """ONE forward pass over a whole batch of token ids, results in order.
 
+        Where the engine works in parts it calls `between` after each but the last, and that may call
+        `forward` itself. Raises MemoryError where the batch is too large for the memory.
         `Embedding.truncated` is left False: only the caller knows it.
         """

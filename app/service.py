@@ -42,7 +42,7 @@ from model.embedding import OUTPUTS, Embedding, Output
 Kind = Literal["query", "passage"]
 T = TypeVar("T")
 
-INTERACTIVE_TOKENS = 4096
+INTERACTIVE_TOKENS = 1024
 """A request of more tokens than this takes the bulk lane: it is no longer a person who waits."""
 
 DEFAULT_COLLECTION = "default"

@@ -108,16 +108,23 @@ class LiteRTEngine:
         return ("dense",) if self.colbert_dim is None else OUTPUTS
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        """See `Engine.forward`."""
+        """See `Engine.forward`; work can be left after each sequence, and after each block of a long one."""
         check_outputs(outputs, self.outputs)
         check_batch(batch, self.config)
         found: list[Embedding | None] = [None] * len(batch)
-        for texts in sequences([len(ids) for ids in batch]):
+        for part, texts in enumerate(sequences([len(ids) for ids in batch])):
+            if part and between is not None:
+                between()
             members = [batch[number] for number in texts]
             starts = np.cumsum([0, *(len(ids) for ids in members)], dtype=np.int32)
-            hidden = self._encode(np.concatenate(members), starts)
+            hidden = self._encode(np.concatenate(members), starts, between)
             made = self._heads(members, starts, hidden, outputs, normalize)
             for number, embedding in zip(texts, made, strict=True):
                 found[number] = embedding
@@ -132,7 +139,7 @@ class LiteRTEngine:
         found: Runner = interpreter.get_signature_runner(signature)
         return found
 
-    def _encode(self, ids: IntArray, starts: IntArray) -> FloatArray:
+    def _encode(self, ids: IntArray, starts: IntArray, between: Callable[[], None] | None) -> FloatArray:
         """Last hidden states of a sequence. Shapes: [S], [texts + 1] -> [S, D]."""
         x = self._embed(ids, starts)
         mask = _mask(starts)
@@ -141,6 +148,8 @@ class LiteRTEngine:
         # An interpreter keeps buffers for the longest sequence that it has seen. For a long text each block
         # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
+            if number and between is not None:
+                between()
             x = self._long_step(self._open(block_file(number)), x, mask)
         release_heap()
         return x

@@ -6,7 +6,7 @@ file. It is not thread-safe: one thread calls it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from model.outputs import split_embeddings
 from model.packing import PackedBatch, pack
 from model.words import WordTable
 
+PART_TOKENS = 64
+"""On a CPU work can be left after so many tokens, or one text: more of them together gain nothing."""
 # Attention scores of one step (texts * heads * query rows * rows): 2^23 float32 are 32 MiB.
 MAX_SCORES = 1 << 23
 
@@ -72,7 +74,8 @@ class TensorFlowEngine:
 
         Raises DeviceError where the device has no arithmetic for `precision`.
         """
-        if precision == "float16" and not tf.config.list_physical_devices("GPU"):
+        self._on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        if precision == "float16" and not self._on_gpu:
             raise DeviceError("float16 needs a GPU, and TensorFlow sees none: use float32")
         self.config = config
         self.precision = precision
@@ -119,10 +122,36 @@ class TensorFlowEngine:
         return {name: VariableSlot(variable) for name, variable in named.items()}
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        """See `Engine.forward`."""
+        """See `Engine.forward`; on a GPU one pass is short, and is never left."""
         check_outputs(outputs, self.outputs)
+        check_batch(batch, self.config)
+        if between is None or self._on_gpu:
+            return self._forward(batch, outputs, normalize)
+        found: list[Embedding] = []
+        for texts in _parts(batch):
+            if found:
+                between()
+            found += self._forward(texts, outputs, normalize)
+        return found
+
+    def _forward(
+        self, batch: Sequence[IntArray], outputs: Collection[Output], normalize: bool
+    ) -> list[Embedding]:
+        try:
+            return self._embeddings(batch, outputs, normalize)
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError("the device's memory does not suffice for this batch") from error
+
+    def _embeddings(
+        self, batch: Sequence[IntArray], outputs: Collection[Output], normalize: bool
+    ) -> list[Embedding]:
         hidden, packed = self._run(batch)
         return split_embeddings(
             batch,
@@ -171,3 +200,15 @@ class TensorFlowEngine:
         assert self._heads is not None
         rows = self._heads.vectors(hidden)
         return tf.cond(normalize, lambda: unit_rows(rows), lambda: tf.cast(rows, tf.float32))
+
+
+def _parts(batch: Sequence[IntArray]) -> Iterator[list[IntArray]]:
+    """Consecutive texts of together at most PART_TOKENS, or one that is longer."""
+    part: list[IntArray] = []
+    for ids in batch:
+        if part and sum(map(len, part)) + len(ids) > PART_TOKENS:
+            yield part
+            part = []
+        part.append(ids)
+    if part:
+        yield part

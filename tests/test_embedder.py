@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from app.golden import GOLDEN_FILE, largest_differences, read_golden
 from app.loading import load_checkpoint
 from model.embedder import Embedder, EncodingOptions, TextTooLongError
+from model.embedding import OUTPUTS
+from model.tensorflow_engine import TensorFlowEngine
 from model.tokenizer import TextError
 
 TEXTS = ["eine kurze Frage?", "x", "a much longer passage " * 40, "日本語のテキスト", "tail "]
@@ -45,6 +48,26 @@ def test_batches_change_nothing_and_keep_the_order(embedder: Embedder, budget: i
     for one, alone in zip(found, whole, strict=True):
         assert one.tokens == alone.tokens
         assert max(largest_differences(one, alone).values()) < 1e-5
+
+
+def test_work_can_be_left_between_texts(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pass in each pause changes nothing; memory that does not suffice is a MemoryError."""
+    engine = embedder.engine
+    assert isinstance(engine, TensorFlowEngine)
+    ids = [one.ids for one in embedder.tokenizer.tokenize(TEXTS, 512)]
+    alone = engine.forward(ids, OUTPUTS)
+    pauses = []
+    found = engine.forward(ids, OUTPUTS, between=lambda: pauses.append(engine.forward(ids[:1], OUTPUTS)[0]))
+    assert len(pauses) >= 2
+    for one, reference in zip([*found, *pauses], [*alone, *alone[:1] * len(pauses)], strict=True):
+        assert max(largest_differences(one, reference).values()) < 1e-5
+
+    def exhausted(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(engine, "_encode", exhausted)
+    with pytest.raises(MemoryError):
+        engine.forward(ids, OUTPUTS)
 
 
 def test_lengths_truncation_and_kinds(embedder: Embedder) -> None:
