@@ -11,7 +11,7 @@ import tensorflow as tf
 from app.golden import GOLDEN_FILE, largest_differences, read_golden
 from app.loading import load_checkpoint
 from model.embedder import Embedder, EncodingOptions, TextTooLongError
-from model.embedding import OUTPUTS
+from model.embedding import OUTPUTS, Embedding
 from model.tensorflow_engine import TensorFlowEngine
 from model.tokenizer import TextError
 
@@ -56,7 +56,8 @@ def test_work_can_be_left_between_texts(embedder: Embedder, monkeypatch: pytest.
     assert isinstance(engine, TensorFlowEngine)
     ids = [one.ids for one in embedder.tokenizer.tokenize(TEXTS, 512)]
     alone = engine.forward(ids, OUTPUTS)
-    pauses = []
+    monkeypatch.setattr("model.tensorflow_engine.PART_TOKENS", 20)
+    pauses: list[Embedding] = []
     found = engine.forward(ids, OUTPUTS, between=lambda: pauses.append(engine.forward(ids[:1], OUTPUTS)[0]))
     assert len(pauses) >= 2
     for one, reference in zip([*found, *pauses], [*alone, *alone[:1] * len(pauses)], strict=True):
@@ -65,7 +66,7 @@ def test_work_can_be_left_between_texts(embedder: Embedder, monkeypatch: pytest.
     def exhausted(*_: object) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    monkeypatch.setattr(engine, "_encode", exhausted)
+    monkeypatch.setattr(engine, "_embed", exhausted)
     with pytest.raises(MemoryError):
         engine.forward(ids, OUTPUTS)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from app import cli
-from app.converting import MANIFEST, convert, converted_checkpoint, read_converted, read_weights
+from app.converting import MANIFEST, PART_BLOCKS, convert, converted_checkpoint, read_converted, read_weights
 from app.golden import GOLDEN_FILE, read_golden
 from app.loading import load_int8, load_text_model
 from app.settings import Settings
@@ -107,9 +107,21 @@ def test_a_text_is_the_same_alone_and_in_a_batch(engine: LiteRTEngine, seed: int
         assert cosine(together.dense[None], alone.dense[None])[0] > 0.9995
 
 
-def test_work_can_be_left_between_parts(cache: Path, seed: int) -> None:
+def test_work_can_be_left_between_parts(tmp_path: Path, seed: int) -> None:
     """Short texts, a long one, one for which each block is opened alone; another pass runs in each pause."""
-    converted = converted_checkpoint(MINI, cache)
+    make_checkpoint(
+        tmp_path / "source",
+        seed=seed,
+        vocab_size=900,
+        hidden_size=48,
+        num_hidden_layers=2 * PART_BLOCKS + 1,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=514,
+        colbert_dim=20,
+    )
+    convert(tmp_path / "source", tmp_path / "converted", progress=False)
+    converted = read_converted(tmp_path / "converted")
     engine = LiteRTEngine(
         converted.config,
         converted.folder,
@@ -132,7 +144,10 @@ def test_work_can_be_left_between_parts(cache: Path, seed: int) -> None:
 
     for one, reference in zip(engine.forward(texts, OUTPUTS, between=between), alone, strict=True):
         _same(one, reference)
-    assert pauses == len(sequences([len(ids) for ids in texts])) - 1 + engine.config.num_hidden_layers - 1
+    depth, count = engine.config.num_hidden_layers, len(sequences([len(ids) for ids in texts]))
+    assert pauses == (count - 1) + 2 * (count - 1) + (
+        depth - 1
+    )  # sequences, their three parts, the long one's
 
 
 def _same(one: Embedding, other: Embedding) -> None:
