@@ -19,6 +19,7 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from app.batcher import Batcher
+from app.cache import Asked, QueryCache
 from app.errors import (
     Draining,
     InferenceFailed,
@@ -82,6 +83,7 @@ class Service:
         self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
+        self.cache = QueryCache(settings.query_cache_bytes)
 
     async def load(self, model: TextModel) -> None:
         """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
@@ -219,6 +221,23 @@ class Service:
     ) -> Embedded:
         """Texts to embeddings, cut at `max_length`."""
         return await self.embed_tokens(record, await self.tokenize(texts, max_length), outputs)
+
+    async def embed_queries(
+        self, record: Record, texts: Sequence[str], outputs: AbstractSet[Output], max_length: int
+    ) -> Embedded:
+        """`embed` of searches' queries: those that were asked before come from the cache."""
+        asked = [Asked(text, max_length, frozenset(outputs)) for text in texts]
+        found = {one: answer for one in asked if (answer := self.cache.get(one)) is not None}
+        missing = [one for one in dict.fromkeys(asked) if one not in found]
+        if missing:
+            fresh = await self.embed(record, [one.text for one in missing], outputs, max_length)
+            for one, embedding, tokenized in zip(missing, fresh.embeddings, fresh.tokenized, strict=True):
+                found[one] = embedding, tokenized
+                self.cache.put(one, found[one])
+                record.count(-1, -len(tokenized.ids))  # counted below, with those that were known
+        record.count(len(asked), sum(len(found[one][1].ids) for one in asked))
+        record.timed(0.0, 0.0)
+        return Embedded([found[one][0] for one in asked], [found[one][1] for one in asked])
 
     async def embed_tokens(
         self,

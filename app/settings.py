@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     max_candidates: int = Field(
         default=10000, ge=1, description="Candidates per leg that one query may ask to be scored exactly."
     )
+    query_cache_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Memory for the embeddings of the queries that were searched last, so that a query asked "
+        "again needs no forward pass (some 50 KB each at BGE-M3's size); 0 keeps none.",
+    )
     query_max_length: int = Field(
         default=512,
         ge=2,

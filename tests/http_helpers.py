@@ -18,10 +18,15 @@ from tests.fakes import FakeModel
 JSON = {"Content-Type": "application/json"}
 
 
+def _settings(folder: Path, knobs: dict[str, Any]) -> Settings:
+    """No cache of queries unless a test wants one: it would hide what reaches the model."""
+    return Settings(data_dir=folder, **{"query_cache_bytes": 0, **knobs})
+
+
 @contextmanager
 def serving(folder: Path, model: FakeModel | None = None, **knobs: Any) -> Iterator[TestClient]:
     """A started service; an exception that escapes it shows as a 500, as it would to a client."""
-    app = create_app(Settings(data_dir=folder, **knobs), model=model or FakeModel())
+    app = create_app(_settings(folder, knobs), model=model or FakeModel())
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -31,7 +36,7 @@ async def serving_async(
     folder: Path, model: FakeModel | None = None, **knobs: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
     """The same for tests with several requests under way at once."""
-    app = create_app(Settings(data_dir=folder, **knobs), model=model or FakeModel())
+    app = create_app(_settings(folder, knobs), model=model or FakeModel())
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client,
