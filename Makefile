@@ -77,6 +77,7 @@ bench-search: $(VENV)/.dev .venv-search/.done
 	$(SEARCH) --documents 2000 --parts hybrid,maxsim --peers numpy,qdrant,lancedb,milvus-lite --out search_2k
 	$(SEARCH) --documents 100000 --parts lexical,dense --peers scipy,bm25s,seismic,faiss-flat,faiss-hnsw --out search_100k
 	$(SEARCH) --documents 1000000 --parts lexical --peers scipy,bm25s --truth 0 --out search_1m_lexical
+	$(SEARCH) --documents 1000000 --parts dense --peers none --truth 100 --out search_1m_dense
 	$(SEARCH) --documents 1000000 --parts hybrid,filters,ingest,memory --peers none \
 		--set rows=codes --set colbert=1bit --truth 0 --out search_1m
 
