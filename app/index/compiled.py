@@ -2,17 +2,25 @@
 
 A kernel is a plain function over NumPy arrays and numbers. It runs without the interpreter's lock, so
 threads of ours may run several at once; none uses Numba's own threads. What was compiled is kept beside
-the source, or in the user's cache, where either can be written.
+the source, or in the user's cache, where either can be written. Kernels are reached through `deferred.py`,
+so that a process which runs none does without Numba.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import event
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+class NotCompiledError(Exception):
+    """A kernel would have been compiled where that is not wanted."""
 
 
 def kernel(function: Kernel) -> Kernel:
@@ -28,6 +36,32 @@ def loose_kernel(function: Kernel) -> Kernel:
 def inlined(function: Kernel) -> Kernel:
     """A function that kernels call; it is made part of each."""
     return cast(Kernel, numba.njit(nogil=True, inline="always")(function))
+
+
+def is_kept(function: Callable[..., Any]) -> bool:
+    """Whether what a kernel is compiled to is kept on disk."""
+    return function.stats.cache_path is not None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def refused(when: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """This thread takes kernels from disk; to compile one raises NotCompiledError while `when` is true."""
+    with event.install_listener("numba:compile", _Refusal(threading.get_ident(), when)):
+        yield
+
+
+class _Refusal(event.Listener):  # type: ignore[misc]
+    """Numba tells of each compilation before it begins, in the thread that asks for it."""
+
+    def __init__(self, thread: int, when: Callable[[], bool]) -> None:
+        self._thread, self._when = thread, when
+
+    def on_start(self, event: Any) -> None:
+        if threading.get_ident() == self._thread and self._when():
+            raise NotCompiledError
+
+    def on_end(self, event: Any) -> None:
+        """Nothing is to be done."""
 
 
 def _decorated(function: Kernel, *, fastmath: bool) -> Any:
