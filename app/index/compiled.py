@@ -8,13 +8,19 @@ so that a process which runs none does without Numba.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import event
+
+PARTS = ("code_vectors", "compiled", "muvera", "posting_build", "posting_types")
+"""Modules beside `*kernels.py` that kernels take functions or numbers from."""
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -67,8 +73,22 @@ class _Refusal(event.Listener):  # type: ignore[misc]
 def _decorated(function: Kernel, *, fastmath: bool) -> Any:
     # Without NaN and infinity left out of the bargain: they may come from a damaged file.
     flags = {"reassoc", "contract", "arcp", "nsz"} if fastmath else False
+    # Numba names the files on disk by this, and looks only at the kernel's own source for changes.
+    name, function.__qualname__ = function.__qualname__, f"{function.__qualname__}-{digest()}"
     try:
         return numba.njit(nogil=True, cache=True, fastmath=flags, error_model="numpy")(function)
     except RuntimeError:
         # Neither folder can be written (a read-only container without a home): compiled at each start.
         return numba.njit(nogil=True, fastmath=flags, error_model="numpy")(function)
+    finally:
+        function.__qualname__ = name
+
+
+@lru_cache(maxsize=1)
+def digest() -> str:
+    """What all kernels are made of, in 12 letters: where any of it changes they are compiled anew."""
+    folder = Path(__file__).parent
+    made_of = hashlib.sha256()
+    for path in sorted({*folder.glob("*kernels.py"), *(folder / f"{name}.py" for name in PARTS)}):
+        made_of.update(path.read_bytes())
+    return made_of.hexdigest()[:12]

@@ -37,17 +37,20 @@ DOCUMENTS = 40
 FLOATS: ColbertKind = "float16"
 CODES: ColbertKind = "2bit"
 """Kinds that stand for the others: those of floats share their kernels, and so do those of codes."""
-LEAST_PRIORITY = 10
-"""Niceness of the process that compiles: requests go first."""
+NICENESS = 10
+"""Of the process that compiles: requests go first."""
+POLL_S = 0.1
+"""Between two looks at whether that process has ended."""
 CLOSING_S = 5.0
-"""For a kernel that is being compiled at that moment."""
+"""For a kernel that is being compiled or loaded at that moment."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Where `app` lies, for the other process: what lies in the current folder is nobody's."""
-COMMAND = """import pathlib, sys
-sys.path.append(sys.argv[1])
+"""Where `app` lies, for the other process: the current folder may hold anything."""
+COMMAND = """import sys
+if sys.argv[1] not in sys.path:
+    sys.path.insert(0, sys.argv[1])
 from app.index.warming import compile_aside
-compile_aside(pathlib.Path(sys.argv[2]), sys.argv[3:])
+compile_aside(sys.argv[2:])
 """
 
 _log = logging.getLogger("trivec.index")
@@ -109,10 +112,10 @@ class Warmer:
         self._folder = folder
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
-        self._started = self._closed = False
+        self._started = False
+        self._closing = threading.Event()
         self._kinds: set[ColbertKind] = set()
         self._threads: list[threading.Thread] = []
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, kinds: Iterable[ColbertKind]) -> None:
         """Load the kernels of these collections; where there are none, only have them compiled on disk."""
@@ -133,16 +136,14 @@ class Warmer:
                 self._run(self._load, new)
 
     def close(self) -> None:
-        """Begin nothing more, and wait a while for what runs."""
+        """Begin nothing more, and wait a while for what runs; the other process ends by itself."""
         with self._lock:
-            self._closed = True
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.close()
+            self._closing.set()
         for thread in self._threads:
             thread.join(CLOSING_S)
 
     def _run(self, work: Callable[[set[ColbertKind]], None], kinds: set[ColbertKind]) -> None:
-        if not self._closed:
+        if not self._closing.is_set():
             thread = threading.Thread(target=work, args=(kinds,), name="trivec-warm-up", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -157,7 +158,11 @@ class Warmer:
                     return
                 if deferred.compiled.is_kept(deferred.kernels.dense_scores):
                     self._compile(kinds)
-            if not self._closed:
+            # Where that has left anything it is compiled here.
+            with (
+                suppress(deferred.compiled.NotCompiledError),
+                deferred.compiled.refused(self._closing.is_set),
+            ):
                 warm_up(self._folder, kinds)
         except (OSError, IndexFault) as error:
             _log.warning("kernels are compiled when they are first needed: %s", error)
@@ -175,28 +180,26 @@ class Warmer:
 
     def _compile(self, kinds: set[ColbertKind]) -> None:
         """Have another process compile what is not on disk; whether it did is seen by loading."""
-        command = [sys.executable, "-P", "-c", COMMAND, str(ROOT), str(self._folder), *sorted(kinds)]
+        command = [sys.executable, "-P", "-c", COMMAND, str(ROOT), *sorted(kinds)]
         quiet = subprocess.DEVNULL
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                # A Ctrl-C in the terminal is for the server; this process ends with its input.
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, process_group=0
-                )
-            except OSError:
-                return
-            self._process = process
-        with process:  # until it has ended
-            process.wait()
-        with self._lock:
-            self._process = None
+        if self._closing.is_set():
+            return
+        try:
+            # A Ctrl-C in the terminal is for the server; this process ends with its input.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, process_group=0
+            )
+        except OSError:
+            return
+        while process.poll() is None and not self._closing.wait(POLL_S):
+            pass
+        if process.stdin is not None:
+            process.stdin.close()
 
 
-def compile_aside(folder: Path, kinds: Iterable[ColbertKind]) -> None:
-    """What the other process does, until its standard input ends: its parent is gone then, or closes."""
-    os.nice(LEAST_PRIORITY)
+def compile_aside(kinds: Iterable[ColbertKind]) -> None:
+    """What the other process does, until its standard input ends: the server is gone then, or closes."""
+    os.nice(NICENESS)
     ended = threading.Event()
 
     def watch() -> None:
@@ -207,10 +210,10 @@ def compile_aside(folder: Path, kinds: Iterable[ColbertKind]) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     compiled = deferred.compiled
-    # Between two kernels only: one half written to disk could be taken for whole.
+    # It ends between two kernels: one half written to disk could be taken for whole.
     with suppress(compiled.NotCompiledError, OSError, IndexFault), compiled.refused(ended.is_set):
         if compiled.is_kept(deferred.kernels.dense_scores):
-            warm_up(folder, kinds)
+            warm_up(Path(tempfile.gettempdir()), kinds)
 
 
 def _embedding(rng: np.random.Generator) -> Embedding:
