@@ -122,7 +122,7 @@ async def _load(service: Service, on_failure: Callable[[Exception], None] | None
         if on_failure is not None:
             on_failure(error)
     else:
-        await anyio.to_thread.run_sync(service.warm_up, abandon_on_cancel=True)
+        service.warm_up()
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:

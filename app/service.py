@@ -30,8 +30,7 @@ from app.errors import (
     TextTooLong,
 )
 from app.index.collection import Collection, CollectionSettings, Database
-from app.index.errors import IndexFault
-from app.index.warming import warm_up
+from app.index.warming import Warmer, import_kernels
 from app.lanes import Batched, Lane
 from app.ports import TextModel, Tokenized
 from app.progress import Bars
@@ -80,6 +79,7 @@ class Service:
         self._proven = False
         self._draining = False
         self._load_failed = False
+        self._warmer = Warmer(settings.data_dir)
         self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
@@ -101,16 +101,14 @@ class Service:
 
     def load_index(self) -> None:
         """Read the index's files, or make them anew, so that the first search does not wait. Blocks."""
+        if self.database.list():
+            import_kernels()
         with Bars() as bars:
             self.database.load(bars)
 
     def warm_up(self) -> None:
-        """Compile what searches and upserts run; whoever comes earlier compiles it himself. Blocks."""
-        kinds = {CollectionSettings().colbert, *(one.info.settings.colbert for one in self.database.list())}
-        try:
-            warm_up(self.settings.data_dir, kinds)
-        except (OSError, IndexFault) as error:
-            _log.warning("kernels are compiled when they are first needed: %s", error)
+        """Have what searches and upserts run ready behind the scenes, from now on; returns at once."""
+        self._warmer.start(one.info.settings.colbert for one in self.database.list())
 
     def give_up(self) -> None:
         """Say from now on that there will be no model."""
@@ -279,13 +277,15 @@ class Service:
     def create_collection(self, name: str, settings: CollectionSettings) -> Collection:
         """A collection for the vectors of the model in use; blocks, so call it in a worker thread."""
         card = self.model.card
-        return self.database.create(
+        collection = self.database.create(
             name,
             settings,
             fingerprint=card.fingerprint,
             hidden_size=card.hidden_size,
             colbert_dim=card.colbert_dim,
         )
+        self._warmer.want([settings.colbert])
+        return collection
 
     def begin_drain(self) -> None:
         """Refuse new requests from now on; those under way go on."""
@@ -296,6 +296,7 @@ class Service:
         self.begin_drain()
         if self._batcher is not None:
             await self._batcher.close(self.settings.shutdown_timeout_s)
+        await anyio.to_thread.run_sync(self._warmer.close)
         await anyio.to_thread.run_sync(self.database.close)
 
 

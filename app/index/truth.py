@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from app.index import fetch
 from app.index.codes import codec
+from app.index.deferred import kernels
 from app.index.digests import Report
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.fusion import Legs
-from app.index.kernels import exact_dense_scores, lexical_scores
 from app.index.port import Scored
 from app.index.values import CollectionInfo
 from app.index.workers import Workers
@@ -80,7 +80,7 @@ def _dense(query: Embedding, blobs: Sequence[bytes | None], width: int) -> NDArr
     if query.dense is not None and present:
         joined = b"".join(blob for blob in blobs if blob is not None)
         matrix = np.frombuffer(joined, "<f4").reshape(len(present), width)  # [n, D]
-        scores[present] = exact_dense_scores(np.ascontiguousarray(query.dense, np.float32), matrix)
+        scores[present] = kernels.exact_dense_scores(np.ascontiguousarray(query.dense, np.float32), matrix)
     return scores
 
 
@@ -96,7 +96,7 @@ def _sparse(
         if len(terms) != len(weights):
             raise ValueError(f"{len(terms)} lexical terms with {len(weights)} weights")
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        scores[present] = lexical_scores(*_plain(query.sparse), offsets, terms, weights)
+        scores[present] = kernels.lexical_scores(*_plain(query.sparse), offsets, terms, weights)
     return scores
 
 
