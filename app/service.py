@@ -7,6 +7,7 @@ the batcher, the embeddings come back in order. It knows no wire format.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ class Service:
         self.settings = settings
         self.keys = keys
         self.database = database
+        self.loaded_at = 0.0
+        """When the model was taken, in seconds since 1970."""
         self._model: TextModel | None = None
         self._batcher: Batcher | None = None
         self._proven = False
@@ -86,6 +89,7 @@ class Service:
     async def load(self, model: TextModel) -> None:
         """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
         self._model = model
+        self.loaded_at = time.time()
         self._batcher = Batcher(
             model,
             max_batch_tokens=self.settings.max_batch_tokens,

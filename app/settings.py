@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     max_json_numbers: int = Field(
         default=12_000_000,
         ge=1,
-        description="Numbers in one JSON answer of `/embed`, so that it stays below 200 MB (16 bytes each at "
-        "most); base64 and safetensors are not bound by it.",
+        description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
+        "each at most); base64 and safetensors are not bound by it.",
     )
     max_texts: int = Field(
         default=2048,
