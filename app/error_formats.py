@@ -49,6 +49,16 @@ OPENAI_CODES: Mapping[str, str] = {
 }
 """Codes that programs look for; all others keep Trivec's name."""
 
+TEI_ERRORS: Mapping[str, tuple[int, str]] = {
+    "empty_input": (400, "Empty"),
+    "limit_exceeded": (413, "Validation"),
+    "invalid_tokens": (422, "Tokenizer"),
+    "output_unavailable": (424, "Backend"),
+    "inference_failed": (424, "Backend"),
+    "load_failed": (500, "Unhealthy"),
+}
+"""Status and type of text-embeddings-inference where they do not follow from Trivec's status."""
+
 
 def native(problem: Problem, request_id: str) -> WireError:
     """Trivec's own: `{"error": {"code", "message", "param", "request_id"}}`."""
@@ -77,6 +87,12 @@ def cohere(problem: Problem, request_id: str) -> WireError:
     return WireError(_bad_request(problem), {"message": problem.sentence(), **own})
 
 
+def tei(problem: Problem, request_id: str) -> WireError:
+    """text-embeddings-inference's `error` and `error_type`; the request id stands in the header only."""
+    status, kind = TEI_ERRORS.get(problem.code) or (problem.status, _tei_type(problem.status))
+    return WireError(status, {"error": problem.sentence(), "error_type": kind})
+
+
 def _bad_request(problem: Problem) -> int:
     """OpenAI and Cohere answer 400 to whatever is wrong with the content of a body."""
     return 400 if problem.status == 422 or problem.code == "text_too_long" else problem.status
@@ -88,7 +104,12 @@ def _openai_type(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
-FORMATS: Mapping[str, ErrorFormat] = {"v1": openai, "v2": cohere}
+def _tei_type(status: int) -> str:
+    kinds = {429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
+    return kinds.get(status, "Backend" if status >= 500 else "Validation")
+
+
+FORMATS: Mapping[str, ErrorFormat] = {"tei": tei, "v1": openai, "v2": cohere}
 """First part of the path -> the form of its errors; all other paths are Trivec's own."""
 
 

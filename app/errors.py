@@ -39,6 +39,14 @@ class InvalidRequest(ServiceFault):
     """A field has a value that cannot be served."""
 
 
+class EmptyInput(InvalidRequest):
+    """A text or a list is empty, where that is told from other faults."""
+
+
+class TokensInvalid(InvalidRequest):
+    """Token ids that the vocabulary does not have."""
+
+
 class MalformedJson(ServiceFault):
     """The body is not JSON."""
 
@@ -114,6 +122,8 @@ class Row:
 
 TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(422, "invalid_request"),
+    EmptyInput: Row(422, "empty_input"),
+    TokensInvalid: Row(422, "invalid_tokens"),
     MalformedJson: Row(422, "malformed_json"),
     LimitExceeded: Row(422, "limit_exceeded"),
     OutputUnavailable: Row(422, "output_unavailable"),

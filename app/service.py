@@ -184,8 +184,11 @@ class Service:
             raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
         return frozenset(present if asked is None else asked)
 
-    async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
-        """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
+    async def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+        """Texts to token ids in a worker thread, uncut where `max_length` is None.
+
+        Nobody waits for a thread whose client has gone.
+        """
         work = partial(self.model.tokenize, texts, max_length)
         return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
 

@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         le=8192,
         description="Tokens kept of a passage or document; the reference's default.",
     )
+    tei_auto_truncate: bool = Field(
+        default=False,
+        description="Under `/tei`, cut texts that are too long where a request does not say `truncate`; else "
+        "they are refused.",
+    )
     request_timeout_s: float = Field(
         default=60.0,
         gt=0,

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.error_formats import FORMATS, Problem, cohere, error_format, native, openai
+from app.error_formats import FORMATS, Problem, cohere, error_format, native, openai, tei
 from app.errors import TABLE, ServiceFault, describe, error_response
 from app.schemas.openai import OpenAIErrorBody
 from app.schemas.rerankers import CohereErrorBody
+from app.schemas.tei import TeiError
 from tests.fakes import FakeModel
 from tests.http_helpers import serving
 from tests.test_http_limits import INSTANCES
@@ -49,6 +50,8 @@ def test_each_form() -> None:
         "request_id": "r",
     }
     assert openai(PROBLEM, "r").status == cohere(PROBLEM, "r").status == 400
+    assert tei(PROBLEM, "r").body == {"error": "top_n: 5 is too many", "error_type": "Validation"}
+    assert tei(PROBLEM, "r").status == 422
 
 
 @pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
@@ -62,6 +65,7 @@ def test_every_error_in_every_form(kind: type[Exception]) -> None:
         assert found.status == wanted
         model.model_validate(found.body, strict=True)
         assert "/secret" not in str(found.body)
+    TeiError.model_validate(tei(problem, "r").body, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,9 @@ def test_every_error_in_every_form(kind: type[Exception]) -> None:
         ("/v1", openai),
         ("/v1/", openai),
         ("/v2/rerank", cohere),
+        ("/tei/embed", tei),
+        ("/tei", tei),
+        ("/teiera", native),
         ("/embed", native),
         ("/", native),
         ("", native),
@@ -95,7 +102,8 @@ def test_unknown_routes_and_methods(client: TestClient, prefix: str) -> None:
         (client.get(f"/{prefix}/nothing"), 404, "not_found"),
         (client.get(f"/{prefix}/rerank"), 405, "method_not_allowed"),
     ):
-        problem = Problem(status, code, answer.json()["message"])
+        said = answer.json()
+        problem = Problem(status, code, said.get("message") or said["error"])
         assert answer.status_code == status
         assert answer.json() == FORMATS[prefix](problem, answer.headers["X-Request-ID"]).body
 
@@ -130,9 +138,8 @@ def test_what_the_guard_refuses(tmp_path: Path) -> None:
     with serving(tmp_path, max_body_bytes=1024) as client:
         for prefix in sorted(FORMATS):
             large = client.post(f"/{prefix}/rerank", content=b"x" * 2000)
-            assert (large.status_code, large.json()["message"]) == (
-                413,
-                "the body is over the limit of 1024 bytes",
-            )
+            assert large.status_code == 413
+            assert "the body is over the limit of 1024 bytes" in large.json().values()
             soon = client.post(f"/{prefix}/nothing", headers={"X-Request-Timeout": "soon"})
-            assert soon.status_code == 400 and soon.json()["message"].startswith("X-Request-Timeout: ")
+            assert soon.status_code == (422 if prefix == "tei" else 400)
+            assert any(str(one).startswith("X-Request-Timeout: ") for one in soon.json().values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,19 +31,10 @@ from app.schemas.openai import (
 )
 from app.service import Service, service_of
 from app.telemetry import record_of
+from app.token_ids import GivenTokens
 from app.wire import foreign_numbers, foreign_rows
-from model.embedding import IntArray
 
 router = APIRouter(prefix="/v1", route_class=ReadRoute, tags=["like OpenAI and Jina"])
-
-
-@dataclass(frozen=True, slots=True)
-class GivenTokens:
-    """A text that came as token ids; fits `app.ports.Tokenized`."""
-
-    ids: IntArray
-    total: int
-    offsets: Sequence[tuple[int, int]] = ()
 
 
 @router.post(
