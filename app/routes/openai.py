@@ -13,6 +13,7 @@ from app.access import REST_OF_PATH, ReadRoute
 from app.errors import InvalidRequest, ModelNotFound
 from app.ports import Tokenized
 from app.routes.common import (
+    FEW_VALUES,
     check_count,
     check_cut,
     check_numbers,
@@ -127,7 +128,8 @@ async def _tokenized(service: Service, body: EmbeddingsRequest, limit: int) -> S
             for ids, param in zip(lists, params, strict=True)
         ]
 
-    return await service.on_the_wire(checked)
+    few = sum(map(len, lists)) <= FEW_VALUES
+    return checked() if few else await service.on_the_wire(checked)
 
 
 def _given(ids: list[int], frame: tuple[int, int], vocabulary: int, limit: int, param: str) -> GivenTokens:
