@@ -241,10 +241,23 @@ def test_headers_say_what_it_cost(client: TestClient) -> None:
 def test_info(client: TestClient) -> None:
     found = TeiInfo.model_validate_json(client.get("/tei/info").content)
     assert found.model_id == CARD.name and found.model_dtype == CARD.precision
-    assert found.model_type.embedding.pooling == "cls"
+    assert client.get("/tei/info").json()["model_type"] == {"embedding": {"pooling": "cls"}}
     assert found.max_input_length == CARD.max_length
     assert found.max_client_batch_size == 4
     assert found.auto_truncate is False
+
+
+def test_a_client_that_wants_a_reranker_finds_one(client: TestClient) -> None:
+    """Dify asks /info for the kind of the model, and takes a reranker for nothing else."""
+    kind = client.get("/tei/reranker/info").json()["model_type"]
+    TeiInfo.model_validate_json(client.get("/tei/reranker/info").content)
+    assert list(kind) == ["reranker"]
+    body = {"query": "cat", "texts": TEXTS, "return_text": True}
+    wanted = client.post("/tei/rerank", json=body)
+    for path in ("/tei/reranker/rerank", "/tei/reranker", "/tei/reranker/"):
+        assert client.post(path, json=body).json() == wanted.json()
+    assert client.get("/tei/reranker/health").status_code == 200
+    refused(client.post("/tei/reranker/rerank", json={"query": "cat"}), 422, "Validation")
 
 
 @pytest.mark.parametrize("path", ["/tei/health", "/tei/ping", "/tei", "/tei/"])
@@ -353,6 +366,27 @@ def test_cutting_can_be_the_servers_default(tmp_path: Path) -> None:
         refused(
             client.post("/tei/embed", json={"inputs": long_text(600), "truncate": False}), 413, "Validation"
         )
+
+
+@pytest.mark.parametrize("path", ["/tei/v1/embeddings", "/tei/embeddings"])
+def test_openais_format(client: TestClient, path: str) -> None:
+    """Dify embeds so, and cuts texts itself at `max_input_length`, which must therefore hold."""
+    found = client.post(path, json={"input": TEXTS}).json()
+    assert [one["embedding"] for one in found["data"]] == [
+        one["dense"] for one in native(client, texts=TEXTS)
+    ]
+    assert found["usage"]["total_tokens"] == 14
+    words = long_text(600)
+    refused(client.post(path, json={"input": words}), 413, "Validation")
+    assert client.post(path, json={"input": words, "truncate": True}).status_code == 200
+    cut = client.post(path, json={"input": words, "truncate": True, "max_length": 9})
+    assert cut.json()["usage"]["total_tokens"] == 9
+
+
+def test_openais_format_keeps_whole_texts(tmp_path: Path) -> None:
+    with serving(tmp_path, passage_max_length=8, tei_auto_truncate=True) as client:
+        found = client.post("/tei/v1/embeddings", json={"input": long_text(600)}).json()
+        assert found["usage"]["total_tokens"] == CARD.max_length
 
 
 def test_fewer_dimensions_are_the_first_ones_at_unit_length(client: TestClient) -> None:
@@ -632,18 +666,9 @@ def test_a_large_body_is_served(client: TestClient) -> None:
 def test_the_document_shows_the_forms(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     paths = {path for path in document["paths"] if path.startswith("/tei")}
-    names = (
-        "embed",
-        "embed_sparse",
-        "embed_all",
-        "rerank",
-        "similarity",
-        "tokenize",
-        "decode",
-        "info",
-        "health",
-    )
-    assert paths == {"/tei", *(f"/tei/{name}" for name in names)}
+    model = {"embed", "embed_sparse", "embed_all", "rerank", "similarity", "v1/embeddings"}
+    other = {"tokenize", "decode", "info", "reranker/info", "health"}
+    assert paths == {"/tei", *(f"/tei/{name}" for name in model | other)}
     for path in paths - {"/tei/health"}:
         (operation,) = document["paths"][path].values()
         for status in ("400", "401", "413", "422", "424", "429", "503", "504"):
@@ -655,7 +680,7 @@ def test_the_guide_names_what_there_is(client: TestClient) -> None:
     guide = (Path(__file__).parent.parent / "docs" / "tei.md").read_text(encoding="utf-8")
     paths = client.get("/openapi.json").json()["paths"]
     for path in re.findall(r"`(?:POST |GET )?(/tei[a-z_/]*)`", guide):
-        assert path in paths or path == "/tei/ping", path
+        assert path in paths or path in ("/tei/ping", "/tei/reranker"), path
     knobs = set(re.findall(r"TRIVEC_[A-Z_]+", guide))
     assert len(knobs) > 10
     assert {one.removeprefix("TRIVEC_").lower() for one in knobs} <= set(Settings.model_fields)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from app.access import ReadRoute
 from app.answers import Written, dict_pieces, numbers_of
@@ -20,9 +20,10 @@ from app.errors import LimitExceeded
 from app.index.fusion import weights_present
 from app.ports import Tokenized
 from app.reranking import Candidates
+from app.routes import openai
 from app.routes.common import check_numbers, json_answer
-from app.routes.ops import installed
 from app.routes.tei_inputs import Prepared, check_batch, check_filled, inputs_of, prepare, refuse_prompt
+from app.schemas.openai import EmbeddingsRequest, EmbeddingsResponse
 from app.schemas.tei import (
     ERRORS,
     EmbedInputs,
@@ -32,7 +33,6 @@ from app.schemas.tei import (
     SparseValue,
     TeiDecodeRequest,
     TeiEmbedRequest,
-    TeiInfo,
     TeiRequest,
     TeiRerankRequest,
     TeiSimilarityRequest,
@@ -51,7 +51,6 @@ _NUMBERS_A_TOKEN = 4
 """A token of `/tei/tokenize` is as long as that many numbers."""
 
 router = APIRouter(prefix="/tei", route_class=ReadRoute, tags=["text-embeddings-inference"])
-health = APIRouter(prefix="/tei", tags=["text-embeddings-inference"])
 
 
 @router.post("/embed", response_model=list[list[float]], summary="Dense vectors", responses=ERRORS)
@@ -99,6 +98,9 @@ async def embed_all(body: EmbedInputs, request: Request) -> Response:
 
 
 @router.post("/rerank", response_model=list[Rank], summary="Order texts by relevance", responses=ERRORS)
+@router.post("/reranker/rerank", include_in_schema=False)
+@router.post("/reranker", include_in_schema=False)
+@router.post("/reranker/", include_in_schema=False)
 async def rerank(body: TeiRerankRequest, request: Request) -> Response:
     """All texts, best first, by the hybrid score that /rerank and a search give them.
 
@@ -211,39 +213,14 @@ async def decode(body: TeiDecodeRequest, request: Request) -> Response:
     return await json_answer(service, answer, sum(map(len, lists.values())))
 
 
-@router.get("/info", response_model=TeiInfo, summary="Model and limits", responses=ERRORS)
-async def info(request: Request) -> Response:
-    """What serves, in the words of text-embeddings-inference; /info says more."""
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse, summary="OpenAI's format", responses=ERRORS)
+@router.post("/embeddings", include_in_schema=False)
+async def openai_embeddings(body: EmbeddingsRequest, request: Request) -> Response:
+    """Like /v1/embeddings, but for length: what holds for the other routes under /tei holds here too."""
     service = service_of(request)
-    card, settings = service.model.card, service.settings
-    return JSONResponse(
-        {
-            "model_id": card.name,
-            "model_sha": card.revision,
-            "model_dtype": card.precision,
-            "model_type": {"embedding": {"pooling": "cls"}},
-            "max_concurrent_requests": settings.max_queue_tokens // 2,
-            "max_input_length": card.max_length,
-            "max_batch_tokens": settings.max_batch_tokens,
-            "max_batch_requests": None,
-            "max_client_batch_size": settings.max_texts,
-            "auto_truncate": settings.tei_auto_truncate,
-            "tokenization_workers": settings.tokenizer_threads,
-            "version": installed("trivec"),
-            "sha": None,
-            "docker_label": None,
-        }
-    )
-
-
-@health.get("/health", summary="Can requests be served", responses={503: ERRORS[503]})
-@health.get("/ping", include_in_schema=False)
-@health.get("", include_in_schema=False)
-@health.get("/", include_in_schema=False)
-async def check_health(request: Request) -> Response:
-    """200 without a body while forward passes work; needs no key."""
-    await service_of(request).check_health()
-    return Response()
+    given = body.model_dump(include={"truncate", "max_length"}, exclude_none=True)
+    ours = {"truncate": service.settings.tei_auto_truncate, "max_length": service.model.card.max_length}
+    return await openai.embeddings(body.model_copy(update={**ours, **given}), request)
 
 
 async def _prepared(body: EmbedInputs, request: Request) -> Prepared:

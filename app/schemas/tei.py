@@ -200,10 +200,23 @@ class EmbeddingModel(ResponseBody):
     pooling: Literal["cls"] = Field(description="The vector of `<s>`.")
 
 
-class ModelType(ResponseBody):
-    """What kind of model serves."""
+class EmbeddingType(ResponseBody):
+    """The kind of the model, as it is told to those who embed."""
 
     embedding: EmbeddingModel = Field(description="One that embeds; it answers `/tei/rerank` all the same.")
+
+
+class Labels(ResponseBody):
+    """The classes of a model that classifies: one."""
+
+    id2label: dict[str, str] = Field(description="Number to name.")
+    label2id: dict[str, int] = Field(description="Name to number.")
+
+
+class RerankerType(ResponseBody):
+    """The kind of the model, as it is told to those who rerank."""
+
+    reranker: Labels = Field(description="One that reranks.")
 
 
 class TeiInfo(ResponseBody):
@@ -212,7 +225,9 @@ class TeiInfo(ResponseBody):
     model_id: str = Field(description="The model's name.")
     model_sha: str | None = Field(description="The hub's commit, tag or branch, where one was named.")
     model_dtype: str = Field(description="Arithmetic of the forward pass.")
-    model_type: ModelType = Field(description="Always an embedding model.")
+    model_type: EmbeddingType | RerankerType = Field(
+        description="An embedding model; under `/tei/reranker` a reranker."
+    )
     max_concurrent_requests: int = Field(
         description="Requests of the shortest text that may wait: Trivec bounds the tokens that wait."
     )
