@@ -1,7 +1,7 @@
 """One table: what went wrong -> status, code and message of the answer.
 
-Every error body is `{"error": {"code", "message", "param", "request_id"}}`. A message names the limit
-or the field, never the user's text, a path or a stack. Of the table's classes the closest one wins.
+A message names the limit or the field, never the user's text, a path or a stack. Of the table's classes the
+closest one wins. How an error is written depends on the route: see `app.error_formats`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
+from app.error_formats import Problem, error_format
 from app.index import errors as index
 from model.embedding import OUTPUTS
 
@@ -37,6 +39,14 @@ class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "E
 
 class InvalidRequest(ServiceFault):
     """A field has a value that cannot be served."""
+
+
+class EmptyInput(InvalidRequest):
+    """A text or a list is empty, where that is told from other faults."""
+
+
+class TokensInvalid(InvalidRequest):
+    """Token ids that the vocabulary does not have."""
 
 
 class MalformedJson(ServiceFault):
@@ -87,6 +97,10 @@ class DocumentNotFound(ServiceFault):
     """The collection holds no document of that id."""
 
 
+class ModelNotFound(ServiceFault):
+    """A model is asked about that is not the one that serves."""
+
+
 class Draining(ServiceFault):
     """The service is shutting down."""
 
@@ -110,6 +124,8 @@ class Row:
 
 TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(422, "invalid_request"),
+    EmptyInput: Row(422, "empty_input"),
+    TokensInvalid: Row(422, "invalid_tokens"),
     MalformedJson: Row(422, "malformed_json"),
     LimitExceeded: Row(422, "limit_exceeded"),
     OutputUnavailable: Row(422, "output_unavailable"),
@@ -125,6 +141,7 @@ TABLE: Mapping[type[Exception], Row] = {
     DeadlineExceeded: Row(504, "deadline_exceeded"),
     InferenceFailed: Row(500, "inference_failed"),
     DocumentNotFound: Row(404, "document_not_found"),
+    ModelNotFound: Row(404, "model_not_found"),
     index.CollectionNotFound: Row(404, "collection_not_found"),
     index.CollectionExists: Row(409, "collection_exists"),
     index.ModelMismatch: Row(409, "model_mismatch"),
@@ -146,21 +163,6 @@ _HTTP_ROWS: Mapping[int, Row] = {
     404: Row(404, "not_found", "there is no such route"),
     405: Row(405, "method_not_allowed", "this route does not answer that method"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a client is told."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-    retry_after_s: int | None = None
-
-    def body(self) -> dict[str, str | None]:
-        """Code, message and param, as they also stand beside a single document of a bulk request."""
-        return {"code": self.code, "message": self.message, "param": self.param}
 
 
 def describe(error: Exception) -> Problem:
@@ -212,24 +214,23 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def error_response(
-    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """The HTTP answer to a problem."""
+def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The HTTP answer to a problem with the request of this ASGI scope, in the form its path stands for."""
     own = dict(headers or {})
     if problem.retry_after_s is not None:
         own["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:
         own["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": {**problem.body(), "request_id": request_id}}, problem.status, own)
+    path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+    found = error_format(path)(problem, str(scope.get(REQUEST_ID, "")))
+    return JSONResponse(dict(found.body), found.status, own)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every class of the table."""
     headers = error.headers if isinstance(error, HTTPException) else None
-    request_id = str(request.scope.get(REQUEST_ID, ""))
-    log_hidden(error, request_id)
-    return error_response(describe(error), request_id, headers)
+    log_hidden(error, str(request.scope.get(REQUEST_ID, "")))
+    return error_response(describe(error), request.scope, headers)
 
 
 def log_hidden(error: Exception, request_id: str) -> None:

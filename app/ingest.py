@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from app.errors import DeadlineExceeded, Problem, ServiceFault, describe, log_hidden, validation_problem
+from app.error_formats import Problem
+from app.errors import DeadlineExceeded, ServiceFault, describe, log_hidden, validation_problem
 from app.guard import Deadline
 from app.index.collection import Collection, Document
 from app.index.errors import DocumentInvalid, IndexFault

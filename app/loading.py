@@ -54,8 +54,8 @@ class LoadedModel:
     embedder: Embedder
     folder: Path
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Texts to ids; white space alone becomes `<s></s>`."""
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+        """Texts to ids, uncut where `max_length` is None; white space alone becomes `<s></s>`."""
         return self.embedder.tokenize(texts, max_length)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:

@@ -57,8 +57,8 @@ class TextModel(Protocol):
     def card(self) -> ModelCard:
         """Sizes, names and the fingerprint."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
-        """Texts to token ids of at most `max_length` (2 to `card.max_length`), in order."""
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+        """Texts to token ids of at most `max_length` (2 to `card.max_length`; None is no limit), in order."""
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for token ids, e.g. `▁Hello`."""

@@ -7,6 +7,7 @@ the batcher, the embeddings come back in order. It knows no wire format.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ class Service:
         self.settings = settings
         self.keys = keys
         self.database = database
+        self.loaded_at = 0.0
+        """When the model was taken, in seconds since 1970."""
         self._model: TextModel | None = None
         self._batcher: Batcher | None = None
         self._proven = False
@@ -88,6 +91,7 @@ class Service:
     async def load(self, model: TextModel) -> None:
         """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
         self._model = model
+        self.loaded_at = time.time()
         self._batcher = Batcher(
             model,
             max_batch_tokens=self.settings.max_batch_tokens,
@@ -180,8 +184,11 @@ class Service:
             raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
         return frozenset(present if asked is None else asked)
 
-    async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
-        """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
+    async def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+        """Texts to token ids in a worker thread, uncut where `max_length` is None.
+
+        Nobody waits for a thread whose client has gone.
+        """
         work = partial(self.model.tokenize, texts, max_length)
         return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
 

@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     max_json_numbers: int = Field(
         default=12_000_000,
         ge=1,
-        description="Numbers in one JSON answer of `/embed`, so that it stays below 200 MB (16 bytes each at "
-        "most); base64 and safetensors are not bound by it.",
+        description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
+        "each at most); base64 and safetensors are not bound by it.",
     )
     max_texts: int = Field(
         default=2048,
@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         ge=2,
         le=8192,
         description="Tokens kept of a passage or document; the reference's default.",
+    )
+    tei_auto_truncate: bool = Field(
+        default=False,
+        description="Under `/tei`, cut texts that are too long where a request does not say `truncate`; else "
+        "they are refused.",
     )
     request_timeout_s: float = Field(
         default=60.0,

@@ -95,7 +95,7 @@ class Telemetry:
         except Exception as error:  # noqa: BLE001 - the outermost boundary: the answer is 500, the log has the rest
             _log_defect(record.request_id, error)
             if status == CLIENT_GONE_STATUS:
-                await error_response(describe(error), record.request_id)(scope, receive, stamped)
+                await error_response(describe(error), scope)(scope, receive, stamped)
         finally:
             _log_request(scope, record, status, began)
 

@@ -84,14 +84,14 @@ class FakeModel:
         self.gate.set()
         self._words: dict[int, str] = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[FakeTokens]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[FakeTokens]:
         return [self._tokenize(text, max_length) for text in texts]
 
-    def _tokenize(self, text: str, max_length: int) -> FakeTokens:
+    def _tokenize(self, text: str, max_length: int | None) -> FakeTokens:
         words = [(match.group().lower(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
         for word, _ in words:
             self._words[token_id(word)] = word
-        kept = words[: max_length - 2]
+        kept = words if max_length is None else words[: max_length - 2]
         ids = np.array([BOS, *(token_id(word) for word, _ in kept), EOS], np.int32)
         return FakeTokens(ids, [(0, 0), *(span for _, span in kept), (0, 0)], len(words) + 2)
 

@@ -83,6 +83,8 @@ def test_lengths_truncation_and_kinds(embedder: Embedder) -> None:
     for bad in (1, 513):
         with pytest.raises(ValueError, match="max_length"):
             embedder.encode(["x"], max_length=bad)
+    (uncut,) = embedder.tokenize([text * 50], None)
+    assert len(uncut.ids) == uncut.total > 513
 
 
 def test_outputs_and_normalisation(embedder: Embedder) -> None:
