@@ -19,6 +19,7 @@ import numpy as np
 
 from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
 from app.lanes import Batched, Item, Job, Lane, Lanes
+from app.observer import Observer, Unobserved
 from app.ports import TextModel
 from model.embedding import Embedding, IntArray, Output
 
@@ -30,8 +31,16 @@ _log = logging.getLogger("trivec.batcher")
 class Batcher:
     """Owns the model thread. `submit` is for event loops; `start` and `close` bracket its life."""
 
-    def __init__(self, model: TextModel, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._model = model
+        self._observer = observer or Unobserved()
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._lanes = Lanes()
@@ -64,6 +73,19 @@ class Batcher:
         """Tokens that wait and that no batch has taken."""
         with self._wake:
             return self._lanes.tokens
+
+    def waiting(self) -> dict[Lane, tuple[int, int]]:
+        """Texts and their tokens that wait in each lane."""
+        with self._wake:
+            jobs = {lane: list(found) for lane, found in self._lanes.jobs.items()}
+        # Counted without the lock, which would hold up all who submit: a batch taken meanwhile is half seen.
+        return {
+            lane: (
+                sum(len(job.ids) - job.next for job in found),
+                sum(job.waiting_tokens() for job in found),
+            )
+            for lane, found in jobs.items()
+        }
 
     async def submit(
         self,
@@ -100,6 +122,7 @@ class Batcher:
         finally:
             with self._wake:
                 self._lanes.drop(job)
+            self._observer.waited(lane, (job.started_at or time.monotonic()) - job.queued_at)
 
     def _enqueue(self, job: Job) -> None:
         with self._wake:
@@ -165,8 +188,9 @@ class Batcher:
                 results = [self._forward([item])[0] for item in batch]
         finally:
             self._forward_since = None
-        took = time.monotonic() - began
-        self._observe(sum(item.ids.size for item in batch), took)
+        took, tokens = time.monotonic() - began, sum(item.ids.size for item in batch)
+        self._observe(tokens, took)
+        self._observer.batch(batch[0].job.lane, len(batch), tokens, took)
         self._deliver(batch, results, took)
 
     def _forward(self, batch: Sequence[Item]) -> list[Embedding | InferenceFailed]:
@@ -179,6 +203,7 @@ class Batcher:
             _check(found, len(batch), outputs)
         except Exception as error:  # noqa: BLE001 - whatever the engine raises is this batch's fault only
             self._last_forward_worked = False
+            self._observer.forward_failed()
             _log.error("forward pass over %d texts failed: %s", len(batch), type(error).__name__)
             return [InferenceFailed("the model could not answer this request") for _ in batch]
         self._last_forward_worked = True

@@ -13,12 +13,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app.index import errors as index
 from model.embedding import OUTPUTS
 
 REQUEST_ID = "trivec.request_id"
 """Where an ASGI scope holds the id of its request."""
+RECORD = "trivec.record"
+"""Where it holds what telemetry records of the request."""
 
 _MAX_PARAM_CHARS = 200
 
@@ -210,16 +213,36 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def note_code(scope: Scope, code: str) -> None:
+    """Tell telemetry the code of the error that a request is answered with, in whatever wire format."""
+    if (record := scope.get(RECORD)) is not None:
+        record.code = code
+
+
+class ErrorResponse(JSONResponse):
+    """An error body of our own format; telemetry learns its code when it is sent."""
+
+    def __init__(self, problem: Problem, request_id: str, headers: Mapping[str, str]) -> None:
+        content = {"error": {**problem.body(), "request_id": request_id}}
+        super().__init__(content, problem.status, headers)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        note_code(scope, self._code)
+        await super().__call__(scope, receive, send)
+
+
 def error_response(
     problem: Problem, request_id: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
+) -> ErrorResponse:
     """The HTTP answer to a problem."""
     own = dict(headers or {})
     if problem.retry_after_s is not None:
         own["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:
         own["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": {**problem.body(), "request_id": request_id}}, problem.status, own)
+    return ErrorResponse(problem, request_id, own)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
