@@ -26,12 +26,12 @@ class Scrape:
                 values[key] = sample.value
         return cls(values)
 
-    def __call__(self, name: str, **labels: str) -> float:
+    def __call__(self, name: str, /, **labels: str) -> float:
         """The sum of the series that have these labels, among others; 0 where there are none."""
         wanted = set(labels.items())
         return sum(value for (one, have), value in self.values.items() if one == name and wanted <= have)
 
-    def has(self, name: str, **labels: str) -> bool:
+    def has(self, name: str, /, **labels: str) -> bool:
         """Whether there is such a series."""
         wanted = set(labels.items())
         return any(one == name and wanted <= have for one, have in self.values)

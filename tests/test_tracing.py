@@ -32,6 +32,7 @@ from app.telemetry import JsonLines
 from app.tracing import Untraced, configured_tracing
 from tests.fakes import FakeModel, token_id
 from tests.http_helpers import serving, serving_async
+from tests.metrics_helpers import scraped
 from tests.server import running_server
 
 ROOT = Path(__file__).parent.parent
@@ -366,6 +367,12 @@ def test_a_served_application_sends_its_spans(tmp_path: Path) -> None:
     ):
         answer = client.post("/embed", json={"texts": "a"}, headers={"traceparent": TRACEPARENT})
         assert answer.status_code == 200
+        found = scraped(client)
+        assert found("trivec_model_info", engine="tensorflow", name="mini") == 1
+        assert found("trivec_attention_scores_needed_total") > 0
+        assert found("trivec_attention_scores_needed_total") <= found(
+            "trivec_attention_scores_computed_total"
+        )
         process.terminate()
         assert process.wait(60) == 0
     collector.shutdown()
