@@ -635,7 +635,16 @@ def test_the_format_follows_accept(client: TestClient) -> None:
     assert client.head("/metrics").status_code == 200 and not client.head("/metrics").content
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("version", ["abc", "1.x", "9" * 5000, "²", "", "-1", '1.1."é', "2.0.0"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
+def test_a_strange_version_is_passed_over(client: TestClient, kind: str, version: str) -> None:
+    header = f"{kind}; version={version}".encode("latin-1")
+    answer = client.get("/metrics", headers=[(b"Accept", header)])
+    assert answer.status_code == 200
+    assert not version or version not in answer.headers["Content-Type"]
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.sampled_from(

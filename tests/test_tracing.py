@@ -165,8 +165,18 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
+class Explosive(FakeModel):
+    """Its tokenizer quotes the text that it stumbles over."""
+
+    def tokenize(self, texts: Any, max_length: int) -> Any:
+        if "dynamite" in texts[0]:
+            raise RuntimeError(f"cannot read {texts[0]}")
+        return super().tokenize(texts, max_length)
+
+
 def test_errors_are_told_by_code_and_type_without_their_words(tmp_path: Path) -> None:
-    with tracing(tmp_path, FakeModel(poison={token_id("arsenic")})) as (client, watched):
+    with tracing(tmp_path, Explosive(poison={token_id("arsenic")})) as (client, watched):
+        client.post("/tokenize", json={"texts": "private dynamite"})
         client.post("/embed", json={"texts": "private arsenic"})
         client.get("/collections/none/documents/private-id")
         client.request("PRIVATE", "/private-path?private=1")
@@ -179,6 +189,7 @@ def test_errors_are_told_by_code_and_type_without_their_words(tmp_path: Path) ->
         for name, one in roots.items()
     }
     assert told == {
+        "POST /tokenize": ("internal_error", StatusCode.ERROR),
         "POST /embed": ("inference_failed", StatusCode.ERROR),
         "GET /collections/{name}/documents/{id:rest}": ("collection_not_found", StatusCode.UNSET),
         "_OTHER unmatched": ("not_found", StatusCode.UNSET),
@@ -187,6 +198,8 @@ def test_errors_are_told_by_code_and_type_without_their_words(tmp_path: Path) ->
     written = "".join(one.to_json() for one in spans).lower()
     assert "private" not in written and "secret" not in written
     assert not any(one.events for one in spans)
+    (inside,) = (one for one in spans if one.name == "tokenize" and not one.status.is_ok)
+    assert dict(inside.attributes or {})["error.type"] == "RuntimeError"
 
 
 def test_what_fails_inside_is_marked(tmp_path: Path) -> None:
