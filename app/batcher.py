@@ -20,6 +20,7 @@ import numpy as np
 
 from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
 from app.lanes import INTERACTIVE_TURNS, Batched, Job, Lane, Lanes, Work
+from app.observer import Observer, Unobserved
 from app.ports import TextModel
 from model.embedding import Embedding, IntArray, Output
 
@@ -35,8 +36,16 @@ Result = Embedding | InferenceFailed
 class Batcher:
     """Owns the model thread. `submit` is for event loops; `start` and `close` bracket its life."""
 
-    def __init__(self, model: TextModel, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._model = model
+        self._observer = observer or Unobserved()
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._lanes = Lanes()
@@ -73,10 +82,10 @@ class Batcher:
         with self._wake:
             return self._lanes.tokens
 
-    def depth(self, lane: Lane) -> tuple[int, int]:
-        """Texts and tokens that wait in a lane."""
+    def waiting(self) -> dict[Lane, tuple[int, int]]:
+        """Texts and their tokens that wait in each lane."""
         with self._wake:
-            return self._lanes.depth(lane)
+            return {lane: self._lanes.depth(lane) for lane in self._lanes.jobs}
 
     @property
     def batch_tokens(self) -> int:
@@ -117,6 +126,7 @@ class Batcher:
         finally:
             with self._wake:
                 self._lanes.drop(job)
+            self._observer.waited(lane, (job.started_at or time.monotonic()) - job.queued_at)
 
     def _enqueue(self, job: Job) -> None:
         with self._wake:
@@ -175,8 +185,9 @@ class Batcher:
         nested, self._nested_s, began = self._nested_s, 0.0, time.monotonic()
         try:
             results = self._results(batch)
-            took = time.monotonic() - began - self._nested_s
-            self._observe(sum(work.ids.size for work in batch), took)
+            took, tokens = time.monotonic() - began - self._nested_s, sum(work.ids.size for work in batch)
+            self._observe(tokens, took)
+            self._observer.batch(batch[0].lane, len(batch), tokens, took)
             self._deliver(batch, results, took)
         except Exception as error:  # noqa: BLE001 - a defect in delivery must not end the only model thread
             _log.error("delivery of a batch failed: %s", type(error).__name__)
@@ -245,6 +256,7 @@ class Batcher:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the engine raises is this batch's fault only
             self._last_forward_worked = False
+            self._observer.forward_failed()
             _log.error("forward pass over %d texts failed: %s", len(batch), type(error).__name__)
             return [InferenceFailed("the model could not answer this request") for _ in batch]
         finally:

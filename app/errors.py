@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from app.error_formats import Problem, error_format
 from app.index import errors as index
@@ -22,6 +22,8 @@ from model.embedding import OUTPUTS
 
 REQUEST_ID = "trivec.request_id"
 """Where an ASGI scope holds the id of its request."""
+RECORD = "trivec.record"
+"""Where it holds what telemetry records of the request."""
 
 _MAX_PARAM_CHARS = 200
 _log = logging.getLogger("trivec.errors")
@@ -214,7 +216,28 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def note_code(scope: Scope, code: str) -> None:
+    """Tell telemetry the code of the error that a request is answered with, in whatever wire format."""
+    if (record := scope.get(RECORD)) is not None:
+        record.code = code
+
+
+class ErrorResponse(JSONResponse):
+    """An error body; telemetry learns its code when it is sent."""
+
+    def __init__(
+        self, content: Mapping[str, object], status: int, headers: Mapping[str, str], code: str
+    ) -> None:
+        super().__init__(dict(content), status, headers)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        note_code(scope, self._code)
+        await super().__call__(scope, receive, send)
+
+
+def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> ErrorResponse:
     """The HTTP answer to a problem with the request of this ASGI scope, in the form its path stands for."""
     own = dict(headers or {})
     if problem.retry_after_s is not None:
@@ -223,7 +246,7 @@ def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | 
         own["WWW-Authenticate"] = "Bearer"
     path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
     found = error_format(path)(problem, str(scope.get(REQUEST_ID, "")))
-    return JSONResponse(dict(found.body), found.status, own)
+    return ErrorResponse(found.body, found.status, own, problem.code)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -117,6 +118,8 @@ async def ingest(
             raise
         await run.give_up(upload, deadline)
     run.report.results.sort(key=lambda result: result["index"])
+    refused = Counter(result["error"]["code"] for result in run.report.results if "error" in result)
+    service.metrics.documents_refused(refused)
     return run.report
 
 
@@ -221,6 +224,7 @@ class _Run:
         """Blocks. Reports in the same breath: a deadline that passes meanwhile must find it in the report."""
         documents = [Document(one.id, one.text, embedding, one.metadata) for one, embedding in pairs]
         refused = _upsert_sound(self._collection, documents)
+        self._service.metrics.documents_stored(len(documents) - len(refused))
         for place, (document, embedding) in enumerate(pairs):
             if (error := refused.get(place)) is not None:
                 self.report.failed(document.index, document.id, describe(error))

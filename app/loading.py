@@ -54,6 +54,12 @@ class LoadedModel:
     embedder: Embedder
     folder: Path
 
+    @property
+    def attention_scores(self) -> tuple[int, int]:
+        """See `CountsAttention`."""
+        scores = self.embedder.engine.attention_scores
+        return scores.needed, scores.computed
+
     def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
         """Texts to ids, uncut where `max_length` is None; white space alone becomes `<s></s>`."""
         return self.embedder.tokenize(texts, max_length)

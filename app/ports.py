@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from model.embedding import Embedding, IntArray, Output
 
@@ -77,3 +77,12 @@ class TextModel(Protocol):
         `forward` itself. Raises MemoryError where the batch is too large for the memory.
         `Embedding.truncated` is left False: only the caller knows it.
         """
+
+
+@runtime_checkable
+class CountsAttention(Protocol):
+    """A model that knows how much of its attention was for nothing; not every model does."""
+
+    @property
+    def attention_scores(self) -> tuple[int, int]:
+        """Of all passes so far: scores between tokens of one text, and all that were computed."""

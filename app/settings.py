@@ -224,6 +224,17 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
 
 
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's standard variables name a collector; the others are for its SDK to read."""
+    names = os.environ if environ is None else environ
+    exporters = {one.strip().lower() for one in names.get("OTEL_TRACES_EXPORTER", "").split(",")} - {""}
+    if exporters:
+        named = "otlp" in exporters
+    else:
+        named = any(names.get(f"OTEL_EXPORTER_OTLP_{one}ENDPOINT", "").strip() for one in ("TRACES_", ""))
+    return named and names.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+
+
 def knob_table() -> str:
     """The knobs as a Markdown table, a row each in the order of the class."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]

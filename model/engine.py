@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from model.config import EncoderConfig
@@ -17,6 +18,21 @@ Pooling = Literal["cls", "mean"]
 
 class DeviceError(RuntimeError):
     """The device cannot compute in the precision that was asked for."""
+
+
+@dataclass(slots=True)
+class AttentionScores:
+    """How many attention scores all passes so far took, counted once for all heads and blocks."""
+
+    needed: int = 0
+    """Between tokens of one text."""
+    computed: int = 0
+    """All, with padding or another text behind a mask among them. No linear layer computes any padding."""
+
+    def add(self, needed: int, computed: int) -> None:
+        """Those of one more pass."""
+        self.needed += needed
+        self.computed += computed
 
 
 class Engine(Protocol):
@@ -37,6 +53,10 @@ class Engine(Protocol):
     @property
     def colbert_dim(self) -> int | None:
         """Width of a ColBERT vector; None without heads."""
+
+    @property
+    def attention_scores(self) -> AttentionScores:
+        """What its attention has computed so far, and what of that was needed."""
 
     def forward(
         self,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.config import EncoderConfig
 from model.embedding import OUTPUTS, Embedding, FloatArray, IntArray, Output
-from model.engine import Pooling, Precision, check_batch, check_outputs
+from model.engine import AttentionScores, Pooling, Precision, check_batch, check_outputs
 from model.mapped import release_heap, release_pages
 from model.outputs import split_embeddings
 from model.packing import positions
@@ -86,6 +86,7 @@ class LiteRTEngine:
         """`folder` holds what `litert_graph` made, by the names below; `threads` are those of one product."""
         self.config = config
         self.precision: Precision = "int8"
+        self.attention_scores = AttentionScores()
         self._weights = weights
         self._unused_ids = frozenset(unused_ids)
         self._pooling = pooling
@@ -127,6 +128,7 @@ class LiteRTEngine:
                 between()
             members = [batch[number] for number in texts]
             starts = np.cumsum([0, *(len(ids) for ids in members)], dtype=np.int32)
+            self.attention_scores.add(sum(len(ids) ** 2 for ids in members), int(starts[-1]) ** 2)
             hidden = self._encode(np.concatenate(members), starts, between)
             made = self._heads(members, starts, hidden, outputs, normalize)
             for number, embedding in zip(texts, made, strict=True):

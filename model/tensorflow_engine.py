@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.config import EncoderConfig
 from model.embedding import OUTPUTS, Embedding, IntArray, Output
 from model.encoder import Encoder, Tensor
-from model.engine import DeviceError, Pooling, Precision, check_batch, check_outputs
+from model.engine import AttentionScores, DeviceError, Pooling, Precision, check_batch, check_outputs
 from model.heads import Heads, pool, unit_rows
 from model.outputs import split_embeddings
 from model.packing import PackedBatch, pack
@@ -80,6 +80,7 @@ class TensorFlowEngine:
             raise DeviceError("float16 needs a GPU, and TensorFlow sees none: use float32")
         self.config = config
         self.precision = precision
+        self.attention_scores = AttentionScores()
         self.colbert_dim = colbert_dim
         self._pooling = pooling
         self._unused_ids = frozenset(unused_ids)
@@ -188,6 +189,7 @@ class TensorFlowEngine:
             num_heads=self.config.num_attention_heads,
             max_scores=self._max_scores,
         )
+        self.attention_scores.add(sum(len(ids) ** 2 for ids in batch), packed.scores)
         plan = {
             "tile_sizes": packed.tile_sizes,
             "rows": packed.rows,

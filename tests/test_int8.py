@@ -165,6 +165,19 @@ def test_sequences_hold_every_text_once_and_pad_none() -> None:
     assert len(found) < len(lengths)
 
 
+def test_attention_for_nothing_is_counted(engine: LiteRTEngine) -> None:
+    def spent(*lengths: int) -> tuple[int, int]:
+        scores = engine.attention_scores
+        needed, computed = scores.needed, scores.computed
+        engine.forward([np.full(length, 7, np.int32) for length in lengths], ["dense"])
+        return scores.needed - needed, scores.computed - computed
+
+    assert spent(50) == (2500, 2500)
+    assert spent(130) == (16900, 16900)
+    assert spent(30, 50) == (30**2 + 50**2, 80**2)  # side by side behind a mask
+    assert spent(30, 120, 50) == (30**2 + 50**2 + 120**2, 80**2 + 120**2)
+
+
 def test_bad_input_is_refused_as_by_the_float_engine(engine: LiteRTEngine) -> None:
     for bad, message in (([0, 32001, 2], "outside"), ([0] * 513, "513 tokens"), ([], "0 tokens")):
         with pytest.raises(ValueError, match=message):
