@@ -16,6 +16,8 @@ import httpx
 ROOT = Path(__file__).parent.parent
 
 
+PYTHON = os.environ.get("TRIVEC_TEST_SERVER_PYTHON", sys.executable)
+"""The interpreter that has the server's dependencies; `make test-clients` runs tests in another."""
 REAL = ("app.cli", "serve", "--port", "0")
 FAKE = ("tests.fake_server",)
 """The service with `tests.fakes.FakeModel`: ready in a second, without TensorFlow."""
@@ -27,7 +29,7 @@ def running_server(
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """A ready server on the data folder and a client of it; killed in the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--data-dir", str(data)],
+        [PYTHON, "-m", *command, "--data-dir", str(data)],
         env={**os.environ, "TRIVEC_LOG_LEVEL": "warning", **environment},
         cwd=ROOT,
     )

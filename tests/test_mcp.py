@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -371,6 +372,25 @@ def test_over_http_each_agent_has_the_rights_of_the_key_it_sends(tmp_path: Path)
             process.terminate()
             out, _ = process.communicate()
         assert out == ""
+
+
+def test_the_configurations_of_the_guide_start_a_server(data: Path) -> None:
+    """`trivec` is the script of an installation; here it is the same module of this checkout."""
+    guide = (ROOT / "docs" / "rag.md").read_text(encoding="utf-8")
+    blocks = [json.loads(one) for one in re.findall(r"```json\n(.*?)```", guide, re.DOTALL)]
+    assert len(blocks) == 2
+    url = json.loads((data / "trivec.lock").read_text())["url"]
+    for block in blocks:
+        (entry,) = block["mcpServers"].values()
+        assert entry["command"] == "trivec" and entry["args"][0] == "mcp"
+        options = [url if one.startswith("http://") else one for one in entry["args"][1:]]
+
+        async def play(client: Any) -> None:
+            await told(client, "list_collections")
+
+        run(tuple(options), play, TRIVEC_DATA_DIR=str(data), **entry.get("env", {}))
+    for tool in TOOLS:
+        assert f"| `{tool.name}` |" in guide
 
 
 def cli(*arguments: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
