@@ -123,7 +123,7 @@ _MEANINGS = {
     404: "No such collection or document",
     409: "The collection's settings or its model are others",
     413: "The body or a text is over its limit",
-    415: "The body is compressed",
+    415: "The body is compressed in another way than gzip",
     422: "A field is not valid; `param` names it",
     429: "The queue is full; see `Retry-After`",
     500: "The model or the service failed on this request",
