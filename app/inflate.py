@@ -84,7 +84,7 @@ class Inflated:
             piece = self._member.decompress(fed, PIECE_BYTES)
         except zlib.error:
             raise MalformedGzip("the gzipped body is damaged", param=HEADER) from None
-        # Output that zlib still holds comes before the checksum, which is not fed yet then: none is left behind.
+        # What zlib still holds comes before the checksum, which is not fed yet then: nothing is left behind.
         self._rest = self._member.unconsumed_tail
         if self._member.eof:
             self._rest = self._member.unused_data

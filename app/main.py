@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
+from app.deflate import Deflated
 from app.guard import Guard, Heads
 from app.index.collection import Database
 from app.ports import TextModel
@@ -64,6 +65,7 @@ def create_app(
         app.include_router(router, dependencies=guarded)
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Deflated, max_bytes=settings.gzip_max_bytes)
     app.add_middleware(Heads)
     app.add_middleware(Telemetry)  # the last one added is the outermost
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
