@@ -17,8 +17,9 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import InvalidRequest, ReadOnlyKey, Unauthorized, UnsupportedEncoding
+from app.errors import InvalidRequest, ReadOnlyKey, Unauthorized
 from app.guard import deadline_of
+from app.inflate import plain_receive
 from app.service import service_of
 from app.settings import ApiKey
 from app.wire import LARGE_BODY_BYTES, parse_json
@@ -82,15 +83,6 @@ def _checked(body: bytes, validate: Callable[..., tuple[Any, Sequence[Any]]]) ->
     return value
 
 
-def _refuse_compressed(request: Request) -> None:
-    """Raise UnsupportedEncoding: read as they are, compressed bytes would only be called malformed JSON."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedEncoding(
-            "compressed bodies are not read; send the body as it is", param="Content-Encoding"
-        )
-
-
 class _Gated(APIRoute):
     """A route that takes requests of holders of a key only, most of them once the model has answered."""
 
@@ -108,8 +100,7 @@ class _Gated(APIRoute):
             if self.needs_model:
                 service.require_ready()
             deadline_of(request).writes = self.writes
-            _refuse_compressed(request)
-            parsed = ParsedRequest(request.scope, request.receive)
+            parsed = ParsedRequest(request.scope, plain_receive(request))
             if body_field is not None and (body := await parsed.body()):
                 if media_type(request) != "application/json":
                     raise InvalidRequest("the body must be sent as application/json", param="Content-Type")

@@ -1,4 +1,4 @@
-"""The command line, `trivec COMMAND`: serve, embed, index, search, export, backup and others.
+"""The command line, `trivec COMMAND`: serve, embed, index, search, mcp, export, backup and others.
 
 Settings of the environment are options here, under the same names. It prints results to standard
 output, everything else to standard error; the exit status is 0, 1 for a fault, 2 for wrong usage.
@@ -134,6 +134,21 @@ def _parser() -> argparse.ArgumentParser:
     reindex.add_argument("--json", action="store_true", help="print what was done as one JSON object")
     _add_settings(reindex, (*MODEL_KNOBS, "passage_max_length", "max_batch_tokens", "data_dir"))
     reindex.set_defaults(run=_with_settings(commands.reindex))
+
+    mcp = subcommands.add_parser("mcp", help="offer a server's collections to agents as tools (MCP)")
+    mcp.add_argument("--url", default=None, help="server to use; else the one that holds the data folder")
+    mcp.add_argument("--read-only", action="store_true", help="offer no tool that stores or deletes")
+    mcp.add_argument(
+        "--http",
+        nargs="?",
+        const="127.0.0.1:8765",
+        default=None,
+        metavar="[HOST:]PORT",
+        help="listen for agents over HTTP (127.0.0.1:8765), not on standard input and output; each has the "
+        "rights of the key it sends",
+    )
+    _add_settings(mcp, ("data_dir", "api_keys", "api_keys_file"))
+    mcp.set_defaults(run=_with_settings(commands.mcp))
 
     bench = subcommands.add_parser("bench", help="measure a collection of this machine")
     measures = bench.add_subparsers(required=True, metavar="WHAT")

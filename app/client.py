@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 
 from app.index.owner import owner
-from app.main import create_app
 from app.quiet import import_engine
 from app.settings import Settings
 
@@ -39,7 +38,7 @@ class ServiceClient:
                 reply = await self._http.post(path, content=content, headers={"Content-Type": kind})
         except httpx.HTTPError as error:
             raise ClientError(f"no answer from {self._http.base_url}: {error}") from error
-        return _answer(reply)
+        return answer_of(reply)
 
     async def wait_ready(self) -> None:
         """Wait until the model answers."""
@@ -53,7 +52,8 @@ class ServiceClient:
             await asyncio.sleep(0.1)
 
 
-def _answer(reply: httpx.Response) -> dict[str, Any]:
+def answer_of(reply: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer; per-document results are one too. Raises ClientError."""
     try:
         body = reply.json()
     except ValueError as error:
@@ -62,7 +62,9 @@ def _answer(reply: httpx.Response) -> dict[str, Any]:
         raise ClientError(f"{reply.url} does not speak like Trivec (status {reply.status_code})")
     if reply.is_success or "results" in body:
         return body
-    problem = body.get("error", {})
+    problem = body.get("error")
+    if not isinstance(problem, dict):
+        raise ClientError(f"{reply.url} does not speak like Trivec (status {reply.status_code})")
     where = f" ({problem['param']})" if problem.get("param") else ""
     raise ClientError(f"{problem.get('code', reply.status_code)}{where}: {problem.get('message', '')}")
 
@@ -85,6 +87,8 @@ async def connect(
             await client.wait_ready()
             yield client
         return
+    from app.main import create_app  # a client of a running server does without the service's own modules
+
     import_engine(settings.engine)
     app = create_app(settings)
     transport = httpx.ASGITransport(app)

@@ -232,6 +232,29 @@ def _said(report: ReindexReport, folder: Path) -> str:
     )
 
 
+def mcp(settings: Settings, options: argparse.Namespace) -> int:
+    """A server's collections as tools for agents."""
+    try:
+        from app.mcp import Address, serve_http, serve_stdio
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+            raise
+        raise ValueError(
+            "this command needs the Model Context Protocol's SDK: pip install 'trivec[mcp]'"
+        ) from error
+    if options.url is not None and not options.url.startswith(("http://", "https://")):
+        raise UsageError("--url: an address such as http://127.0.0.1:8000 is expected")
+    if options.http is None:
+        serve_stdio(settings, options.url, read_only=options.read_only)
+        return 0
+    host, _, port = options.http.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise UsageError("--http: a port or HOST:PORT is expected")
+    address = Address(host.strip("[]") or "127.0.0.1", int(port))
+    serve_http(settings, options.url, address, read_only=options.read_only)
+    return 0
+
+
 def bench_recall(settings: Settings, options: argparse.Namespace) -> int:
     """What the dense leg finds of the true best."""
     from app.bench import noisy_documents, recall

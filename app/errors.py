@@ -72,7 +72,11 @@ class BodyTooLarge(ServiceFault):
 
 
 class UnsupportedEncoding(ServiceFault):
-    """The request body is compressed."""
+    """The request body is compressed in a way that is not read."""
+
+
+class MalformedGzip(ServiceFault):
+    """The request body is said to be gzipped and is not, or not to its end."""
 
 
 class Unauthorized(ServiceFault):
@@ -134,6 +138,7 @@ TABLE: Mapping[type[Exception], Row] = {
     TextTooLong: Row(413, "text_too_long"),
     BodyTooLarge: Row(413, "body_too_large"),
     UnsupportedEncoding: Row(415, "unsupported_encoding"),
+    MalformedGzip: Row(422, "malformed_gzip"),
     Unauthorized: Row(401, "unauthorized"),
     ReadOnlyKey: Row(403, "read_only_key"),
     QueueFull: Row(429, "queue_full"),

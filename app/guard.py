@@ -45,6 +45,11 @@ class Body:
         """Let the body be of any length; for a handler that streams it and bounds each piece itself."""
         self._limit = None
 
+    @property
+    def limit(self) -> int | None:
+        """Bytes that the body may have; None where it may be of any length."""
+        return self._limit
+
     async def receive(self) -> Message:
         """ASGI `receive`; raises BodyTooLarge at the announcement, or at the first byte too many."""
         if self._read.is_set():

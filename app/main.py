@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
+from app.deflate import Deflated
 from app.guard import Guard, Heads
 from app.index.collection import Database
 from app.metrics import Metrics
@@ -80,6 +81,7 @@ def create_app(
         app.include_router(router, dependencies=guarded)
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(Deflated, max_bytes=settings.gzip_max_bytes)
     app.add_middleware(Heads)
     # The last one added is the outermost.
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)

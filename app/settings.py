@@ -100,6 +100,12 @@ class Settings(BaseSettings):
         description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
         "each at most); base64 and safetensors are not bound by it.",
     )
+    gzip_max_bytes: int = Field(
+        default=8 * 1024 * 1024,
+        ge=0,
+        description="Bytes up to which a JSON answer is gzipped, from 1 KB on, where the client accepts it; "
+        "0 means never.",
+    )
     max_texts: int = Field(
         default=2048,
         ge=1,

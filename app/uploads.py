@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from app.access import media_type
 from app.error_formats import Problem
-from app.errors import InvalidRequest, MalformedJson, describe
+from app.errors import InvalidRequest, MalformedGzip, MalformedJson, describe
 from app.guard import body_of
 from app.ndjson import lines
 from app.routes.common import check_count
@@ -63,5 +63,9 @@ async def _each(documents: list[Any]) -> AsyncIterator[Entry]:
 
 
 async def _bounded(raw: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | Problem]:
-    async for line in raw:
-        yield line if line is not None else describe(MalformedJson("the line is too long"))
+    try:
+        async for line in raw:
+            yield line if line is not None else describe(MalformedJson("the line is too long"))
+    except MalformedGzip as error:
+        # What came before it is stored and reported; the first line that cannot be read has the error.
+        yield describe(error)

@@ -159,6 +159,29 @@ def written(rows: NDArray[Any], encoding: Encoding) -> Any:
     return base64.b64encode(rows.tobytes()).decode("ascii") if encoding == "base64" else rows
 
 
+def rows_of_base64(
+    text: str, dtype: Literal["float32", "float16"], width: int, param: str
+) -> NDArray[np.float32]:
+    """What `written` has made base64. Shape: [R, width], R at least 1.
+
+    Raises InvalidRequest where it is no base64, no whole rows, or holds NaN or Infinity.
+    """
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise InvalidRequest(f"base64 of little-endian {dtype} is expected", param=param) from None
+    row_bytes = width * (4 if dtype == "float32" else 2)
+    if not raw or len(raw) % row_bytes:
+        raise InvalidRequest(
+            f"{len(raw)} bytes, where a vector of this model has {row_bytes} as {dtype}; `dtype` says which",
+            param=param,
+        )
+    rows = np.frombuffer(raw, "<f4" if dtype == "float32" else "<f2").astype(np.float32).reshape(-1, width)
+    if not bool(np.isfinite(rows).all()):
+        raise InvalidRequest("a number is NaN or infinite", param=param)
+    return rows
+
+
 def row_numbers(width: int, encoding: Encoding, dtype: Dtype) -> int:
     """How many JSON numbers a row of this width becomes; its int8 scale counts as one."""
     if encoding == "base64":

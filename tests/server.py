@@ -1,4 +1,4 @@
-"""A real `trivec serve` in a process of its own, on a free port."""
+"""A real `trivec serve` in a process of its own, on a free port; with the fake model where told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,20 @@ import httpx
 ROOT = Path(__file__).parent.parent
 
 
+PYTHON = os.environ.get("TRIVEC_TEST_SERVER_PYTHON", sys.executable)
+"""The interpreter that has the server's dependencies; `make test-clients` runs tests in another."""
+REAL = ("app.cli", "serve", "--port", "0")
+FAKE = ("tests.fake_server",)
+"""The service with `tests.fakes.FakeModel`: ready in a second, without TensorFlow."""
+
+
 @contextmanager
-def running_server(data: Path, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def running_server(
+    data: Path, command: Sequence[str] = REAL, **environment: str
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """A ready server on the data folder and a client of it; killed in the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data)],
+        [PYTHON, "-m", *command, "--data-dir", str(data)],
         env={**os.environ, "TRIVEC_LOG_LEVEL": "warning", **environment},
         cwd=ROOT,
     )

@@ -54,6 +54,8 @@ def test_imports_go_one_way(path: Path) -> None:
         if name not in ("app.main", "app.cli"):
             assert not found & HEAVY
     assert "torch" not in rooms
+    # The protocol's SDK is an extra: whoever does without it has all else.
+    assert name == "app.mcp" or not rooms & {"mcp", "mcp_types"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -295,9 +295,9 @@ def test_a_body_of_another_type(client: TestClient) -> None:
     problem(answer, 422, "invalid_request", "Content-Type")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "identity, gzip"])
+@pytest.mark.parametrize("encoding", ["deflate", "br", "ZSTD", "gzip, br", "gzip, gzip", "gzip2"])
 @pytest.mark.parametrize("path", ["/embed", "/collections/default/documents"])
-def test_a_compressed_body(client: TestClient, path: str, encoding: str) -> None:
+def test_a_body_of_an_encoding_that_is_not_read(client: TestClient, path: str, encoding: str) -> None:
     body = gzip.compress(b'{"texts": "a"}')
     answer = client.post(path, content=body, headers={**JSON, "Content-Encoding": encoding})
     problem(answer, 415, "unsupported_encoding", "Content-Encoding")

@@ -14,6 +14,7 @@ from app.ports import ModelCard, Tokenized
 from app.schemas.base import Cut, EmbeddingBody, ModeName, SparseWeights, WeightsBody
 from app.service import Kind, Service, refuse_long
 from app.telemetry import Record
+from app.wire import rows_of_base64
 from model.embedding import Embedding, LexicalWeights, Output
 from model.scoring import FusionWeights
 
@@ -134,18 +135,38 @@ def supplied_embedding(body: EmbeddingBody, card: ModelCard, param: str) -> Embe
     try:
         return Embedding(
             tokens=0,
-            dense=_rows([body.dense], card.hidden_size, f"{param}.dense")[0]
-            if body.dense is not None
-            else None,
+            dense=_dense(body, card.hidden_size, f"{param}.dense"),
             sparse=_weights(body.sparse, card.vocab_size, f"{param}.sparse")
             if body.sparse is not None
             else None,
-            colbert=_rows(body.colbert, card.colbert_dim, f"{param}.colbert")
-            if body.colbert is not None
-            else None,
+            colbert=_colbert(body, card.colbert_dim, f"{param}.colbert"),
         )
     except OverflowError:
         raise InvalidRequest("a number is too large", param=param) from None
+
+
+def _dense(body: EmbeddingBody, width: int, param: str) -> NDArray[np.float32] | None:
+    if body.dense is None:
+        return None
+    if isinstance(body.dense, list):
+        rows = _rows([body.dense], width, param)
+    else:
+        rows = rows_of_base64(body.dense, body.dtype, width, param)
+    if len(rows) != 1:
+        raise InvalidRequest(f"{len(rows)} vectors, where one is expected", param=param)
+    vector: NDArray[np.float32] = rows[0]
+    return vector
+
+
+def _colbert(body: EmbeddingBody, width: int, param: str) -> NDArray[np.float32] | None:
+    if body.colbert is None:
+        return None
+    if isinstance(body.colbert, list):
+        return _rows(body.colbert, width, param)
+    rows = rows_of_base64(body.colbert, body.dtype, width, param)
+    if body.colbert_shape is not None and body.colbert_shape != list(rows.shape):
+        raise InvalidRequest(f"the bytes are those of {len(rows)} rows of {width}", param=f"{param}_shape")
+    return rows
 
 
 def _rows(rows: Sequence[Sequence[float]], width: int, param: str) -> NDArray[np.float32]:

@@ -90,13 +90,37 @@ class SparseWeights(RequestBody):
     values: list[float] = Field(description="A weight greater than 0 for each id.")
 
 
+Base64 = Annotated[str, Tag("<base64>")]
+"""Little-endian numbers, row by row, as /embed writes them with `"encoding": "base64"`."""
+Vector = Annotated[
+    Annotated[list[float], Tag("<numbers>")] | Base64,
+    branch({list: "<numbers>", str: "<base64>"}, "a list of numbers or base64"),
+]
+Rows = Annotated[
+    Annotated[Annotated[list[list[float]], Field(min_length=1)], Tag("<numbers>")] | Base64,
+    branch({list: "<numbers>", str: "<base64>"}, "a list of rows of numbers or base64"),
+]
+
+
 class EmbeddingBody(RequestBody):
     """An embedding that the client supplies; widths must be those of the model."""
 
-    dense: list[float] | None = Field(default=None, description="[D] numbers.")
+    dense: Vector | None = Field(
+        default=None, description="[D] numbers, or base64 of them (little-endian, see `dtype`)."
+    )
     sparse: SparseWeights | None = Field(default=None, description="Lexical weights by token id.")
-    colbert: list[list[float]] | None = Field(
-        default=None, min_length=1, description="A row of [C] numbers for each token vector."
+    colbert: Rows | None = Field(
+        default=None,
+        description="A row of [C] numbers for each token vector, or base64 of all rows, one after the other.",
+    )
+    colbert_shape: list[int] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="Rows and C, as /embed gives them; checked where `colbert` is base64.",
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        default="float32", description="Number format of what is base64."
     )
 
 
@@ -154,7 +178,7 @@ _MEANINGS = {
     404: "No such collection or document",
     409: "The collection's settings or its model are others",
     413: "The body or a text is over its limit",
-    415: "The body is compressed",
+    415: "The body is compressed in another way than gzip",
     422: "A field is not valid; `param` names it",
     429: "The queue is full; see `Retry-After`",
     500: "The model or the service failed on this request",
