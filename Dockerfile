@@ -4,12 +4,16 @@
 FROM python:3.11-slim-bookworm
 
 ARG TENSORFLOW=tensorflow-cpu
+# Extras of pyproject.toml, e.g. `--build-arg EXTRAS=otel` for traces (docs/observability.md).
+ARG EXTRAS=
 WORKDIR /opt/trivec
 
 # Dependencies first: they change less often than the code. tensorflow-cpu is the same code as
 # tensorflow in half the space, so the name is exchanged here and the rest is pyproject.toml's list.
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
+RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        extras = [project['optional-dependencies'][one] for one in os.environ.get('EXTRAS', '').split(',') if one]; \
+        print('\n'.join(sum(extras, project['dependencies'])))" \
       | sed "s/^tensorflow\([<>=]\)/${TENSORFLOW}\1/" > requirements.txt \
     && pip install --no-cache-dir -c constraints.txt -r requirements.txt
 

@@ -84,9 +84,10 @@ def _checked(body: bytes, validate: Callable[..., tuple[Any, Sequence[Any]]]) ->
 
 
 class _Gated(APIRoute):
-    """A route that takes requests of holders of a key only, once the model has answered."""
+    """A route that takes requests of holders of a key only, most of them once the model has answered."""
 
     writes: ClassVar[bool]
+    needs_model: ClassVar[bool] = True
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler behind the checks."""
@@ -96,7 +97,8 @@ class _Gated(APIRoute):
         async def gated(request: Request) -> Response:
             service = service_of(request)
             check_key(service.keys, request.headers.get("authorization"), writes=self.writes)
-            service.require_ready()
+            if self.needs_model:
+                service.require_ready()
             deadline_of(request).writes = self.writes
             parsed = ParsedRequest(request.scope, plain_receive(request))
             if body_field is not None and (body := await parsed.body()):
@@ -115,6 +117,13 @@ class ReadRoute(_Gated):
     """Open to every key."""
 
     writes = False
+
+
+class WatchRoute(_Gated):
+    """Open to every key, while the model loads and while the service shuts down too."""
+
+    writes = False
+    needs_model = False
 
 
 class WriteRoute(_Gated):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from app.errors import DeadlineExceeded, Problem, ServiceFault, describe, validation_problem
+from app.error_formats import Problem
+from app.errors import DeadlineExceeded, ServiceFault, describe, log_hidden, validation_problem
 from app.guard import Deadline
 from app.index.collection import Collection, Document
 from app.index.errors import DocumentInvalid, IndexFault
@@ -135,6 +137,8 @@ async def ingest(
             raise
         await run.give_up(upload, deadline)
     run.report.results.sort(key=lambda result: result["index"])
+    refused = Counter(result["error"]["code"] for result in run.report.results if "error" in result)
+    service.metrics.documents_refused(refused)
     return run.report
 
 
@@ -208,6 +212,7 @@ class _Run:
                 await self._embed_and_store(part)
             except (ServiceFault, IndexFault) as error:
                 # The queue, the disk or a shutdown stopped this part; what is stored already stays so.
+                log_hidden(error, self._record.request_id)
                 for document, _ in part:
                     self.report.failed(document.index, document.id, describe(error))
             await self._pass_results()
@@ -250,6 +255,7 @@ class _Run:
         """Blocks. Reports in the same breath: a deadline that passes meanwhile must find it in the report."""
         documents = [Document(one.id, one.text, embedding, one.metadata) for one, embedding in pairs]
         refused = _upsert_sound(self._collection, documents)
+        self._service.metrics.documents_stored(len(documents) - len(refused))
         for place, (document, embedding) in enumerate(pairs):
             if (error := refused.get(place)) is not None:
                 self.report.failed(document.index, document.id, describe(error))

@@ -22,15 +22,24 @@ from app import errors
 from app.deflate import Deflated
 from app.guard import Guard, Heads
 from app.index.collection import Database
+from app.metrics import Metrics
 from app.ports import TextModel
-from app.routes import collections, docs, native, ops, search
+from app.routes import cohere, collections, docs, native, openai, ops, rerankers, search, tei, tei_ops
 from app.schemas.documents import UpsertObject
+from app.scrape import ServiceCollector
 from app.service import Service
 from app.settings import Settings, unknown_variables
 from app.telemetry import Telemetry
+from app.tracing import Tracing, configured_tracing
 
 DESCRIPTION = """BGE-M3 as one retrieval server: dense, lexical and ColBERT vectors from one forward pass,
-indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`."""
+indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`, but for
+the routes that are like those of another API: their errors are like that API's too."""
+
+TRACES_S = 5.0
+"""At the end, for spans that the collector has not got yet."""
+OFF: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own telemetry would send paths as they came, ids of documents in them, and exceptions' words."""
 
 _log = logging.getLogger("trivec.main")
 
@@ -41,33 +50,41 @@ def create_app(
     model: TextModel | None = None,
     database: Database | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """The service as an ASGI application. Its counters are its own: there may be several in a process.
 
     A given `model` is used as it is, a given `database` too (the lifespan closes it); without a model the
     one that `settings` name is loaded. Where that fails, only /health/live answers and `on_load_failure` is
-    called, so that a command line can end the process.
+    called, so that a command line can end the process. `tracing` is by default what OpenTelemetry's own
+    variables want.
     Raises ValueError where the settings' key file cannot be used; DataFolderInUse comes out of the lifespan.
     """
+    version, metrics = ops.installed("trivec"), Metrics()
+    tracing = tracing or configured_tracing(version)
     app = FastAPI(
         title="Trivec",
-        version=ops.installed("trivec"),
+        version=version,
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, model, database, on_load_failure),
+        lifespan=_lifespan(settings, model, database, on_load_failure, metrics, tracing),
+        telemetry=OFF,
         docs_url=None,
         redoc_url=None,
     )
     app.include_router(ops.health)
+    app.include_router(tei_ops.health)
     app.include_router(docs.router)
     guarded = [Security(HTTPBearer(auto_error=False, description="Needed where the server has API keys."))]
     # `writing` before `reading`: POST .../documents/delete must not be taken for anything else.
-    for router in (native.router, search.router, collections.writing, collections.reading, ops.router):
+    own = (native.router, search.router, collections.writing, collections.reading, ops.watched, ops.router)
+    for router in (*own, openai.router, rerankers.router, cohere.router, tei.router, tei_ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
     app.add_middleware(Deflated, max_bytes=settings.gzip_max_bytes)
     app.add_middleware(Heads)
-    app.add_middleware(Telemetry)  # the last one added is the outermost
+    # The last one added is the outermost.
+    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -84,6 +101,8 @@ def _lifespan(
     model: TextModel | None,
     given: Database | None,
     on_load_failure: Callable[[Exception], None] | None,
+    metrics: Metrics,
+    tracing: Tracing,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     keys = settings.keys()
 
@@ -93,20 +112,25 @@ def _lifespan(
             _log.warning("%s names no setting and is ignored", name)
         opened = partial(Database, settings.data_dir)
         database = await anyio.to_thread.run_sync(opened) if given is None else given
-        service = Service(settings, keys, database)
+        service = Service(settings, keys, database, metrics=metrics, tracing=tracing)
         app.state.service = service
+        watching = ServiceCollector(service, app.version)
+        metrics.registry.register(watching)
+        tracing.open()
         loading: asyncio.Task[None] | None = None
-        if model is not None:
-            await service.load(model)
-        else:
-            loading = asyncio.create_task(_load(service, on_load_failure))
         try:
+            if model is not None:
+                await service.load(model)
+            else:
+                loading = asyncio.create_task(_load(service, on_load_failure))
             yield
         finally:
             if loading is not None:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
             await service.close()
+            metrics.registry.unregister(watching)
+            await anyio.to_thread.run_sync(tracing.close, TRACES_S)
 
     return lifespan
 
@@ -124,7 +148,7 @@ async def _load(service: Service, on_failure: Callable[[Exception], None] | None
         if on_failure is not None:
             on_failure(error)
     else:
-        await anyio.to_thread.run_sync(service.warm_up, abandon_on_cancel=True)
+        service.warm_up()
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:

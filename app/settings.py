@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     max_json_numbers: int = Field(
         default=12_000_000,
         ge=1,
-        description="Numbers in one JSON answer of `/embed`, so that it stays below 200 MB (16 bytes each at "
-        "most); base64 and safetensors are not bound by it.",
+        description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
+        "each at most); base64 and safetensors are not bound by it.",
     )
     gzip_max_bytes: int = Field(
         default=8 * 1024 * 1024,
@@ -115,6 +115,12 @@ class Settings(BaseSettings):
     max_candidates: int = Field(
         default=10000, ge=1, description="Candidates per leg that one query may ask to be scored exactly."
     )
+    query_cache_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Memory for the embeddings of the queries that were searched last, so that a query asked "
+        "again needs no forward pass (some 50 KB each at BGE-M3's size); 0 keeps none.",
+    )
     query_max_length: int = Field(
         default=512,
         ge=2,
@@ -126,6 +132,11 @@ class Settings(BaseSettings):
         ge=2,
         le=8192,
         description="Tokens kept of a passage or document; the reference's default.",
+    )
+    tei_auto_truncate: bool = Field(
+        default=False,
+        description="Under `/tei`, cut texts that are too long where a request does not say `truncate`; else "
+        "they are refused.",
     )
     request_timeout_s: float = Field(
         default=60.0,
@@ -217,6 +228,17 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     names = os.environ if environ is None else environ
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
+
+
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's standard variables name a collector; the others are for its SDK to read."""
+    names = os.environ if environ is None else environ
+    exporters = {one.strip().lower() for one in names.get("OTEL_TRACES_EXPORTER", "").split(",")} - {""}
+    if exporters:
+        named = "otlp" in exporters
+    else:
+        named = any(names.get(f"OTEL_EXPORTER_OTLP_{one}ENDPOINT", "").strip() for one in ("TRACES_", ""))
+    return named and names.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
 
 
 def knob_table() -> str:

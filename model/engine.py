@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from model.config import EncoderConfig
@@ -17,6 +18,21 @@ Pooling = Literal["cls", "mean"]
 
 class DeviceError(RuntimeError):
     """The device cannot compute in the precision that was asked for."""
+
+
+@dataclass(slots=True)
+class AttentionScores:
+    """How many attention scores all passes so far took, counted once for all heads and blocks."""
+
+    needed: int = 0
+    """Between tokens of one text."""
+    computed: int = 0
+    """All, with padding or another text behind a mask among them. No linear layer computes any padding."""
+
+    def add(self, needed: int, computed: int) -> None:
+        """Those of one more pass."""
+        self.needed += needed
+        self.computed += computed
 
 
 class Engine(Protocol):
@@ -38,12 +54,23 @@ class Engine(Protocol):
     def colbert_dim(self) -> int | None:
         """Width of a ColBERT vector; None without heads."""
 
+    @property
+    def attention_scores(self) -> AttentionScores:
+        """What its attention has computed so far, and what of that was needed."""
+
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         """One forward pass over a batch of token ids ([T] int32 each), results in order.
 
-        Raises ValueError for an empty text, a text over `config.max_length`, an id outside the
+        `between` is called where the work can be left for a moment without loss, which may be never; it may
+        call `forward` itself. Raises MemoryError where the device's memory does not suffice,
+        ValueError for an empty text, a text over `config.max_length`, an id outside the
         vocabulary, or an output that the engine has no head for.
         """
 

@@ -42,6 +42,12 @@ class PackedBatch:
     gather: IntArray
     steps: int
 
+    @property
+    def scores(self) -> int:
+        """Attention scores of all tiles for one head, padding among them."""
+        texts, rows, _ = self.tile_sizes.astype(np.int64).T
+        return int((texts * rows * rows).sum())
+
 
 def pack(batch: Sequence[IntArray], *, pad_token_id: int, num_heads: int, max_scores: int) -> PackedBatch:
     """Lay out token ids for one forward pass.

@@ -86,7 +86,7 @@ def test_every_token_attends_to_its_own_text_exactly_once(
     packed = pack(batch, pad_token_id=1, num_heads=heads, max_scores=max_scores)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     seen = np.zeros(len(owner), int)
-    at = steps = 0
+    at = steps = computed = 0
     for groups, length, step in packed.tile_sizes:
         rows = packed.rows[at : at + groups * length].reshape(groups, length)
         visible = packed.visible[at : at + groups * length].reshape(groups, length)
@@ -102,7 +102,9 @@ def test_every_token_attends_to_its_own_text_exactly_once(
             seen[row] += 1
             assert owner[row] == owner[rows[(place - at) // length][0]]
         at, steps = at + groups * length, steps - (-length // step)
+        computed += len(rows.ravel()) * length  # each row with each key of its group
     assert steps == packed.steps
+    assert packed.scores == computed >= sum(length**2 for length in lengths)
     assert (seen == 1).all()
 
 

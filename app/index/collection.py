@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +21,17 @@ from app.index import catalogue, changes, facts, fetch, records, upkeep
 from app.index.allowed import AllowedKeys
 from app.index.codes import Kind as ColbertKind
 from app.index.derived import Derived, Part
+from app.index.digests import Logged, Report, raised
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
+from app.index.measure import Measure, measured
 from app.index.owner import FolderLock
 from app.index.rebuild import Progress, discard, layout_of, load, new_path, nothing, row_of
 from app.index.search import check, search
 from app.index.segment import write
 from app.index.snapshot import Snapshot
 from app.index.storage import Storage
+from app.index.timing import Timed, Work, untimed
 from app.index.upkeep import Upkeep, merge_plan
 from app.index.values import (
     CollectionInfo,
@@ -79,7 +82,8 @@ class Database:
     """An open data folder. One process owns it at a time; DataFolderInUse names the one that does.
 
     `fingerprint` is the model in use: collections of another refuse `search` and `upsert`. None checks
-    nothing. `url` is where the owner answers, for others that find the folder taken.
+    nothing. `url` is where the owner answers, for others that find the folder taken. `timed` may be set at
+    any time: all work from then on is done inside what it gives.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Database:
         url: str | None = None,
         threads: int | None = None,
     ) -> None:
+        self.timed: Timed = untimed
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._collections: dict[str, Collection] = {}
@@ -126,6 +131,12 @@ class Database:
         """All collections in the order of their names."""
         with self._lock:
             return [self._collections[name] for name in sorted(self._collections)]
+
+    def measure(self) -> Measure:
+        """What the folder holds. Waits for no change, not even for a collection that is being dropped."""
+        # Without the lock, which a drop of many documents keeps for long; the copy itself is one step.
+        found = list(self._collections.values())
+        return measured(self._storage, self._segments.parent, [one.measurable() for one in found])
 
     def create(
         self,
@@ -185,7 +196,11 @@ class Database:
             segments=self._segments / str(key),
             workers=self._workers,
             wake=self._upkeep.wake,
+            timed=self._timed,
         )
+
+    def _timed(self, work: Work) -> AbstractContextManager[None]:
+        return self.timed(work)
 
     def _tidy(self, known: set[str]) -> None:
         """Remove the derived files of collections that are no more: dropped, or of another database."""
@@ -218,6 +233,7 @@ class Collection:
         segments: Path,
         workers: Workers,
         wake: Callable[[], None],
+        timed: Timed,
     ) -> None:
         self.info = info
         self._storage = storage
@@ -226,6 +242,7 @@ class Collection:
         self._segments = segments
         self._workers = workers
         self._wake = wake
+        self._timed = timed
         self._dropped = False
         # Changes take turns from reading the derived state to publishing the next one; a search takes
         # whichever is published, without the lock.
@@ -234,6 +251,7 @@ class Collection:
         self._merging = threading.Lock()
         self._derived: Derived | None = None
         self._allowed = AllowedKeys(key)
+        self._damage = Logged(info.name)
         self._layout = layout_of(info)
 
     @property
@@ -257,11 +275,11 @@ class Collection:
         is stored, and all of them get its number.
         """
         self._ready(vectors=True)
-        encoded = {one.doc_id: one for one in (records.encode(document, self.info) for document in documents)}
+        encoded = {one.doc_id: one for one in records.encode_all(documents, self.info, self._workers)}
         if not encoded:
             return []
         found_by = [row_of(self._layout, 0, 0, one.embedding) for one in encoded.values()]
-        with self._change:
+        with self._timed("upsert"), self._change:
             self._ready()
             before = self._derived or self._load()
             with self._storage.write() as connection:
@@ -299,7 +317,7 @@ class Collection:
     def embedding(self, doc_id: str) -> Embedding | None:
         """The stored vectors of one document, or None."""
         self._ready()
-        with self.view(None) as view:
+        with self.view(None, raised) as view:
             keys = changes.keys_of(view.connection, self._key, [doc_id])
             found = view.embeddings(view.documents(keys))
             return found[int(keys[0])] if keys.size else None
@@ -312,17 +330,26 @@ class Collection:
         """
         self._ready(vectors=True)
         weights = check(request, self.info)
-        with self.view(request.filter) as view:
-            return search(view, request, weights)
+        with self._timed("search"), self.view(request.filter) as view:
+            return search(view, request, weights, self._timed)
 
     @contextmanager
-    def view(self, condition: Filter | None) -> Iterator[Snapshot]:
-        """What a search looks at, for as long as the block lasts."""
+    def view(self, condition: Filter | None, report: Report | None = None) -> Iterator[Snapshot]:
+        """What a search looks at, for as long as the block lasts; damaged documents are logged once."""
         self._ready()
         state = self._derived or self.load()
         with self._storage.read() as connection:
-            allowed = None if condition is None else self._allowed.select(condition, connection)
-            yield Snapshot(connection, self._key, self.info, state, allowed, self._workers)
+            allowed = None
+            if condition is not None:
+                with self._timed("filter"):
+                    allowed = self._allowed.select(condition, connection)
+            yield Snapshot(
+                connection, self._key, self.info, state, allowed, self._workers, report or self._damage
+            )
+
+    def measurable(self) -> tuple[int, str, Derived | None]:
+        """What `measured` asks for."""
+        return self._key, self.info.name, self._derived
 
     def stats(self) -> CollectionStats:
         """Counts and sizes."""
@@ -361,7 +388,8 @@ class Collection:
             state = self._derived
             if self._dropped or state is None or len(state.recent) < least:
                 return False
-            self._replace(state, [], sealed=len(state.recent))
+            with self._timed("seal"):
+                self._replace(state, [], sealed=len(state.recent))
         return True
 
     def merge(self, *, idle: bool) -> bool:
@@ -370,7 +398,8 @@ class Collection:
             state = self._derived
             if self._dropped or state is None or not (parts := merge_plan(state, idle=idle)):
                 return False
-            self._replace(state, parts, sealed=0)
+            with self._timed("merge"):
+                self._replace(state, parts, sealed=0)
         return True
 
     def drop(self) -> None:
@@ -407,7 +436,7 @@ class Collection:
             return  # the documents are stored and found; upkeep says so and tries again
 
     def _delete(self, choose: Callable[[sqlite3.Connection], facts.Keys]) -> int:
-        with self._change:
+        with self._timed("delete"), self._change:
             self._ready()
             before = self._derived or self._load()
             with self._storage.write() as connection:

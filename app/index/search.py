@@ -15,6 +15,7 @@ from app.index import fusion, records
 from app.index.errors import QueryInvalid
 from app.index.facts import Keys
 from app.index.port import Finder, Found, Scored, View
+from app.index.timing import Timed, untimed
 from app.index.values import (
     CollectionInfo,
     Fusion,
@@ -52,14 +53,16 @@ def check(request: SearchRequest, info: CollectionInfo) -> FusionWeights:
     return fusion.weights_present(weights, query.outputs) if request.mode == "hybrid" else weights
 
 
-def search(view: View, request: SearchRequest, weights: FusionWeights) -> list[Hit]:
+def search(view: View, request: SearchRequest, weights: FusionWeights, timed: Timed = untimed) -> list[Hit]:
     """The hits of a checked request, best first, equals in the order of their ids."""
-    found = _candidates(view, request, weights)
+    found = _candidates(view, request, weights, timed)
     ranks = fusion.places(found.legs)
     scores = fusion.fused(found.legs, ranks, request.mode, request.fusion, weights)
-    chosen = _best(view, found.keys, scores, request.top_k)
-    documents = view.documents(found.keys[chosen])
-    vectors = view.embeddings(documents) if request.with_embeddings else {}
+    with timed("reading"):
+        chosen = _best(view, found.keys, scores, request.top_k)
+        documents = view.documents(found.keys[chosen])
+        chosen = chosen[[int(key) in documents for key in found.keys[chosen]]]  # without the damaged ones
+        vectors = view.embeddings(documents) if request.with_embeddings else {}
     return [
         _hit(
             documents[int(found.keys[place])],
@@ -72,24 +75,27 @@ def search(view: View, request: SearchRequest, weights: FusionWeights) -> list[H
     ]
 
 
-def _candidates(view: View, request: SearchRequest, weights: FusionWeights) -> Scored:
+def _candidates(view: View, request: SearchRequest, weights: FusionWeights, timed: Timed) -> Scored:
     """Every document worth ranking, with all its scores."""
     wanted = max(request.candidates or FIRST_CANDIDATES, request.top_k)
     most = wanted if request.candidates is not None else max(wanted, MOST_CANDIDATES)
     legs = _legs(view, request)
     # Without a leg that finds anything every document has to be looked at.
     if request.exact or not legs or view.count <= wanted:
-        return view.scores(view.keys(), request.query)
+        with timed("scoring"):
+            return view.scores(view.keys(), request.query)
     scored: Scored | None = None
     while True:
-        found = view.candidates(request.query, legs, wanted + SPARE)
-        union = np.unique(np.concatenate([keys for keys, _ in found.values()]))
-        union = _filled(view, request, union)
-        if scored is None:
-            scored = view.scores(union, request.query)
-        else:
-            others = np.setdiff1d(union, scored.keys, assume_unique=True)
-            scored = scored.joined(view.scores(others, request.query))
+        with timed("candidates"):
+            found = view.candidates(request.query, legs, wanted + SPARE)
+            union = np.unique(np.concatenate([keys for keys, _ in found.values()]))
+            union = _filled(view, request, union)
+        with timed("scoring"):
+            if scored is None:
+                scored = view.scores(union, request.query)
+            else:
+                others = np.setdiff1d(union, scored.keys, assume_unique=True)
+                scored = scored.joined(view.scores(others, request.query))
         if wanted >= most or _settled(scored, found, wanted, request, weights):
             return scored
         wanted = min(2 * wanted, most)

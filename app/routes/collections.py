@@ -194,6 +194,7 @@ async def upsert_documents(name: str, request: Request) -> Response:
     if report.first_problem is not None and not report.upserted:
         problem = report.first_problem
         error = {**problem.body(), "request_id": record.request_id}
+        record.code = problem.code
         headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
         answer = {"error": error, "results": report.results}
         return await json_answer(service, lambda: answer, 5 * len(report.results), problem.status, headers)

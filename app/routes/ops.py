@@ -1,4 +1,4 @@
-"""GET /health/live, /health/ready and /info."""
+"""GET /health/live, /health/ready, /metrics and /info."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.access import ReadRoute
+from app.access import ReadRoute, WatchRoute
 from app.schemas.base import COMMON_ERRORS, errors
 from app.schemas.ops import Health, Info
 from app.service import service_of
 
 health = APIRouter(prefix="/health", tags=["operations"])
+watched = APIRouter(route_class=WatchRoute, tags=["operations"])
 router = APIRouter(route_class=ReadRoute, tags=["operations"])
 
 PACKAGES = ("fastapi", "faiss-cpu", "numpy", "tensorflow", "tokenizers")
@@ -31,6 +32,24 @@ async def ready(request: Request) -> Response:
     """200 while forward passes work. After one failed, a fresh one decides; needs no key."""
     await service_of(request).check_health()
     return JSONResponse({"status": "ok"})
+
+
+@watched.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "Prometheus's text format, or OpenMetrics where `Accept` prefers it",
+        },
+        **errors(*(one for one in COMMON_ERRORS if one != 503)),
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Counts and times of this process; needs a key where the server has keys, and no model."""
+    body, content_type = await service_of(request).scraped(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})
 
 
 @router.get(
