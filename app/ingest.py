@@ -3,7 +3,7 @@
 A document that cannot be stored gets an error of its own and the others are stored; slices bound the
 memory that vectors take, so a body of any length can be streamed through. A slice that was stored
 stays stored, whatever happens to the next: a deadline that passes ends the rest, and the report says of
-each document on which side it is.
+each document on which side it is. Results are kept for the end, or handed on as documents become durable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -59,17 +59,26 @@ class _Refused:
     problem: Problem
 
 
+Results = list[dict[str, Any]]
+HandOn = Callable[[Results], Awaitable[None]]
+"""Takes results as they come; while it waits, nothing more is read or stored."""
+
+
 @dataclass(slots=True)
 class Report:
-    """What became of each document, in order."""
+    """What became of each document; `results` are in order, and empty where they were handed on."""
 
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: Results = field(default_factory=list)
     upserted: int = 0
+    refused: int = 0
     first_problem: Problem | None = None
+    settled: set[int] = field(default_factory=set)
+    """Of the slice under way, which documents have a result."""
 
     def stored(self, document: _Pending, embedding: Embedding) -> None:
         """Note a document that is durable and searchable."""
         self.upserted += 1
+        self.settled.add(document.index)
         self.results.append(
             {
                 "index": document.index,
@@ -83,6 +92,8 @@ class Report:
     def failed(self, index: int, doc_id: str | None, problem: Problem) -> None:
         """Note a document that was not stored."""
         self.first_problem = self.first_problem or problem
+        self.refused += 1
+        self.settled.add(index)
         result: dict[str, Any] = {"index": index, "error": problem.body()}
         if doc_id is not None:
             result["id"] = doc_id
@@ -97,16 +108,24 @@ def document_text(title: str | None, text: str) -> str:
 
 
 async def ingest(
-    service: Service, record: Record, collection: Collection, upload: Upload, deadline: Deadline
+    service: Service,
+    record: Record,
+    collection: Collection,
+    upload: Upload,
+    deadline: Deadline,
+    hand_on: HandOn | None = None,
 ) -> Report:
-    """Store what can be stored; the report has a line for every entry, in their order.
+    """Store what can be stored; there is a result for every entry, in their order.
+
+    With `hand_on` the results go there as documents become durable, in order within a part that was stored
+    together, and are not kept; what the deadline has kept from being stored is left to the report.
 
     Of a streamed body the deadline is renewed with all that is stored, however long it takes in the end.
     Where it passes, the documents that were not stored have the error `deadline_exceeded`; of a stream, its
     first line that was not read stands for all those after it.
     """
     deadline.take_over()
-    run = _Run(service, record, collection)
+    run = _Run(service, record, collection, hand_on)
     try:
         async with asyncio.timeout(max(0.0, deadline.at - time.monotonic())) as clock:
             if upload.streamed:
@@ -126,13 +145,16 @@ async def ingest(
 class _Run:
     """One upload on its way into a collection."""
 
-    def __init__(self, service: Service, record: Record, collection: Collection) -> None:
+    def __init__(
+        self, service: Service, record: Record, collection: Collection, hand_on: HandOn | None
+    ) -> None:
         self.report = Report()
         self.progress: Callable[[], None] = lambda: None
         """Called whenever something was stored."""
         self._service = service
         self._record = record
         self._collection = collection
+        self._hand_on = hand_on
         self._slice: list[tuple[int, Entry]] = []
         self._ids: dict[int, str] = {}
         """Of the documents in the slice that wait to be stored."""
@@ -156,10 +178,9 @@ class _Run:
 
     async def give_up(self, upload: Upload, deadline: Deadline) -> None:
         """Report what was not stored in time."""
-        settled = {result["index"] for result in self.report.results}
         late = describe(DeadlineExceeded(f"not stored within {deadline.seconds:g} seconds"))
         for place, _ in self._slice:
-            if place not in settled:
+            if place not in self.report.settled:
                 self.report.failed(place, self._ids.get(place), late)
         if not upload.streamed:
             async for _ in upload.entries:
@@ -194,7 +215,17 @@ class _Run:
                 log_hidden(error, self._record.request_id)
                 for document, _ in part:
                     self.report.failed(document.index, document.id, describe(error))
+            await self._pass_results()
+        await self._pass_results()
         self._slice = []
+        self.report.settled.clear()
+
+    async def _pass_results(self) -> None:
+        if self._hand_on is None or not self.report.results:
+            return
+        self.report.results.sort(key=lambda result: result["index"])
+        results, self.report.results = self.report.results, []
+        await self._hand_on(results)
 
     async def _embed_and_store(self, part: Sequence[tuple[_Pending, Tokenized]]) -> None:
         wanted = frozenset(self._service.model.card.outputs)

@@ -15,7 +15,8 @@ from app.guard import deadline_of
 from app.index.collection import Collection, CollectionSettings
 from app.index.errors import CollectionNotFound
 from app.index.filters import parse
-from app.ingest import ingest
+from app.ingest import HandOn, Report, Results, ingest
+from app.result_lines import LINES, ResultLines, wants_lines
 from app.routes.common import CHARACTERS_A_VALUE, check_count, fusion_weights, json_answer, usage
 from app.schemas.base import COMMON_ERRORS, errors
 from app.schemas.documents import (
@@ -145,7 +146,16 @@ def _described(collection: Collection) -> dict[str, Any]:
     "/{name}/documents",
     response_model=UpsertResponse,
     summary="Store documents",
-    responses={**WRITING, **errors(409, 429)},
+    responses={
+        200: {
+            "content": {
+                LINES: {"schema": {"type": "string", "description": "A result a line, then a summary."}}
+            },
+            "description": "What became of each document, as JSON, or as lines where `Accept` asks for them",
+        },
+        **WRITING,
+        **errors(409, 429),
+    },
     openapi_extra=UPSERT_BODY,
 )
 async def upsert_documents(name: str, request: Request) -> Response:
@@ -156,11 +166,31 @@ async def upsert_documents(name: str, request: Request) -> Response:
     when it is first written to. An NDJSON body may be of any length and is stored as it arrives, so
     what came before a broken connection stays stored; its deadline starts anew with all that is stored. A
     deadline that passes is an error of the documents that were not stored in time, not of the others.
+
+    With `Accept: application/x-ndjson` each result is a line of its own, written when its document is
+    durable, and a last line holds the `summary`; without that line the answer is not whole. The status is 200
+    then, whatever became of the documents. Read while you send: a client that does not is waited for, and the
+    connection is closed when that takes as long as a request may. Any body may be gzipped.
     """
     service, record = service_of(request), record_of(request)
     upload = await upload_of(request, service)
     collection = await service.write(partial(_for_writing, service, name))
-    report = await ingest(service, record, collection, upload, deadline_of(request))
+    deadline = deadline_of(request)
+
+    def counts(report: Report) -> dict[str, Any]:
+        return {"collection": name, "upserted": report.upserted, "failed": report.refused}
+
+    def cost() -> dict[str, Any]:
+        return {"usage": usage(record), "model": service.model.card.name}
+
+    if wants_lines(request):
+
+        async def store(hand_on: HandOn) -> tuple[Results, dict[str, Any]]:
+            report = await ingest(service, record, collection, upload, deadline, hand_on)
+            return report.results, {**counts(report), **cost()}
+
+        return ResultLines(store, patience_s=deadline.seconds)
+    report = await ingest(service, record, collection, upload, deadline)
     if report.first_problem is not None and not report.upserted:
         problem = report.first_problem
         error = {**problem.body(), "request_id": record.request_id}
@@ -168,14 +198,7 @@ async def upsert_documents(name: str, request: Request) -> Response:
         headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
         answer = {"error": error, "results": report.results}
         return await json_answer(service, lambda: answer, 5 * len(report.results), problem.status, headers)
-    stored = {
-        "collection": name,
-        "upserted": report.upserted,
-        "failed": len(report.results) - report.upserted,
-        "results": report.results,
-        "usage": usage(record),
-        "model": service.model.card.name,
-    }
+    stored = {**counts(report), "results": report.results, **cost()}
     return await json_answer(service, lambda: stored, 5 * len(report.results))
 
 
