@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup run test test-slow test-peers lint bench bench-encode bench-search docs image peers clean
+.PHONY: help setup run test test-slow test-peers test-clients clients lint bench bench-encode bench-search docs image peers clean
 
 help:
 	@echo "make run         set up and start the server on the bundled checkpoint"
 	@echo "make test        linters, types and tests (what CI runs)"
 	@echo "make test-slow   the full-size parity and crash tests: minutes, 8 GB of memory"
 	@echo "make test-peers  parity with FlagEmbedding itself (installs it into .venv-peers)"
+	@echo "make test-clients  the client libraries that README names against a running server (installs them into .venv-clients)"
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
 	@echo "make bench-encode  Trivec beside FlagEmbedding, ONNX Runtime and others on the same texts; memory, starts (an hour)"
 	@echo "make bench-search  Trivec's index beside other indexes, up to a million documents (an hour, 40 GB of disk)"
@@ -35,7 +36,7 @@ run: setup
 	@$(BIN)/trivec serve
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow and not peers"
+	$(BIN)/python -m pytest -m "not slow and not peers and not clients"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -s
@@ -48,6 +49,16 @@ peers: .venv-peers/.done
 
 test-peers: $(VENV)/.dev peers
 	$(BIN)/python -m pytest -m peers
+
+clients: .venv-clients/.done
+.venv-clients/.done: constraints-clients.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-clients.txt
+	@touch $@
+
+# The clients in their environment, the server in its own: neither bends the versions of the other.
+test-clients: $(VENV)/.dev clients
+	TRIVEC_TEST_SERVER_PYTHON=$(CURDIR)/$(BIN)/python .venv-clients/bin/python -m pytest -m clients tests/clients
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -77,6 +88,7 @@ bench-search: $(VENV)/.dev .venv-search/.done
 	$(SEARCH) --documents 2000 --parts hybrid,maxsim --peers numpy,qdrant,lancedb,milvus-lite --out search_2k
 	$(SEARCH) --documents 100000 --parts lexical,dense --peers scipy,bm25s,seismic,faiss-flat,faiss-hnsw --out search_100k
 	$(SEARCH) --documents 1000000 --parts lexical --peers scipy,bm25s --truth 0 --out search_1m_lexical
+	$(SEARCH) --documents 1000000 --parts dense --peers none --truth 100 --out search_1m_dense
 	$(SEARCH) --documents 1000000 --parts hybrid,filters,ingest,memory --peers none \
 		--set rows=codes --set colbert=1bit --truth 0 --out search_1m
 
@@ -97,4 +109,4 @@ image:
 	docker build $(IMAGE_ARGS) -t trivec .
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-onnx .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-clients .venv-onnx .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,18 @@ SEND_BYTES = 1 << 20
 """Pieces are sent together in parts of about this size."""
 
 _LIST_PART = 4096
+_DICTS = 512
 _WALKED_LEVELS = 5
 """Below, containers are small (an explanation's rows, a client's metadata) and written in one call."""
 _DIGITS = {2: 5, 4: 9}
 """Significant decimal digits that tell any two numbers apart, by bytes of the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A part of an answer that is JSON already, in pieces."""
+
+    pieces: Iterable[str]
 
 
 class PiecesResponse(Response):
@@ -67,12 +77,16 @@ def gathered(pieces: Iterable[str]) -> Iterator[bytes]:
 
 
 def json_pieces(value: Any, level: int = 0) -> Iterator[str]:
-    """The JSON of dicts, lists, plain values and arrays among them; an iterator is a list made on the way.
+    """The JSON of dicts, lists, plain values, arrays and what is `Written` among them.
+
+    An iterator is a list made on the way.
 
     Raises InferenceFailed where an array holds NaN or Infinity.
     """
     if isinstance(value, np.ndarray):
         yield from _array_pieces(value)
+    elif isinstance(value, Written):
+        yield from value.pieces
     elif isinstance(value, Iterator):
         yield from _list_pieces(value, level)
     elif level >= _WALKED_LEVELS or not value or not isinstance(value, dict | list):
@@ -98,6 +112,16 @@ def _list_pieces(values: Iterable[Any], level: int) -> Iterator[str]:
         if place:
             yield ","
         yield from json_pieces(child, level + 1)
+    yield "]"
+
+
+def dict_pieces(values: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The JSON list of very many small dicts of plain values, some hundreds in each piece."""
+    yield "["
+    mark, rest = "", iter(values)
+    while part := list(islice(rest, _DICTS)):
+        yield mark + _dumped(part)[1:-1]
+        mark = ","
     yield "]"
 
 

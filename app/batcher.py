@@ -1,8 +1,9 @@
 """The token-budget queue between many requests and the one thread that runs the model.
 
-A batch is filled by tokens, not by texts; `app.lanes` says which texts are next.
-A request that no longer wants its answer (client gone, deadline) takes its queued texts along.
-It does not tokenise, and it does not sort by length: that is the model's business.
+A batch is filled by tokens, not by texts; `app.lanes` says which texts are next. Between the parts of a
+bulk batch the model thread serves whoever waits in the interactive lane, so that a query waits for one part
+and not for a whole batch. A request that no longer wants its answer (client gone, deadline) takes its queued
+texts along. It does not tokenise, and it does not sort by length: that is the model's business.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from dataclasses import replace
 import numpy as np
 
 from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
-from app.lanes import Batched, Item, Job, Lane, Lanes
+from app.lanes import INTERACTIVE_TURNS, Batched, Job, Lane, Lanes, Work
 from app.observer import Observer, Unobserved
 from app.ports import TextModel
 from model.embedding import Embedding, IntArray, Output
 
 MAX_RETRY_AFTER_S = 60
+RECOVERY_BATCHES = 64
+"""After so many batches that had memory enough, a budget that was halved for want of it is doubled again."""
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
 _log = logging.getLogger("trivec.batcher")
+
+Result = Embedding | InferenceFailed
 
 
 class Batcher:
@@ -48,8 +53,11 @@ class Batcher:
         self._closed = False
         self._tokens_per_s: float | None = None
         self._last_forward_worked = False
+        # Of the model thread alone, but for `_forward_since`, which others look at.
         self._forward_since: float | None = None
-        self._running: list[Item] = []
+        self._budget = max_batch_tokens
+        self._fitting = 0
+        self._nested_s = 0.0
         # A daemon: a forward pass that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="trivec-model", daemon=True)
 
@@ -74,18 +82,15 @@ class Batcher:
         with self._wake:
             return self._lanes.tokens
 
-    def waiting(self) -> dict[Lane, tuple[int, int]]:
-        """Texts and their tokens that wait in each lane."""
+    def depth(self, lane: Lane) -> tuple[int, int]:
+        """Texts and tokens that wait in a lane."""
         with self._wake:
-            jobs = {lane: list(found) for lane, found in self._lanes.jobs.items()}
-        # Counted without the lock, which would hold up all who submit: a batch taken meanwhile is half seen.
-        return {
-            lane: (
-                sum(len(job.ids) - job.next for job in found),
-                sum(job.waiting_tokens() for job in found),
-            )
-            for lane, found in jobs.items()
-        }
+            return self._lanes.depth(lane)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch: the setting, or less while memory does not suffice for it."""
+        return self._budget
 
     async def submit(
         self,
@@ -111,7 +116,6 @@ class Batcher:
             loop,
             loop.create_future(),
             time.monotonic(),
-            [None] * len(ids),
         )
         self._enqueue(job)
         try:
@@ -122,13 +126,15 @@ class Batcher:
         finally:
             with self._wake:
                 self._lanes.drop(job)
-            self._observer.waited(lane, (job.started_at or time.monotonic()) - job.queued_at)
+            # Who found all of its texts under way already has waited for no batch.
+            taken = job.started_at or (time.monotonic() if job.left else job.queued_at)
+            self._observer.waited(lane, taken - job.queued_at)
 
     def _enqueue(self, job: Job) -> None:
         with self._wake:
             if self._closed:
                 raise Draining("the service is shutting down")
-            waiting, wanted = self._lanes.tokens, job.waiting_tokens()
+            waiting, wanted = self._lanes.tokens, self._lanes.cost(job)
             # A request larger than the whole bound is let in when nothing waits: else it never could be.
             if waiting and waiting + wanted > self._max_queue_tokens:
                 raise QueueFull(
@@ -151,8 +157,7 @@ class Batcher:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, timeout_s)
         with self._wake:
-            left = {job for lane in self._lanes.jobs.values() for job in lane}
-            left.update(item.job for item in self._running)  # a pass that hangs: its callers must not
+            left = self._lanes.waiting()  # those of a pass that hangs too: its callers must not
             for job in left:
                 self._lanes.drop(job)
         for job in left:
@@ -160,74 +165,133 @@ class Batcher:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                self._serve(batch)
-            except Exception as error:  # noqa: BLE001 - a defect in delivery must not end the only model thread
-                _log.error("delivery of a batch failed: %s", type(error).__name__)
-                for job in {item.job for item in batch}:
-                    _tell(job, InferenceFailed("the model could not answer this request"))
+            self._serve(batch)
 
-    def _next_batch(self) -> list[Item]:
+    def _next_batch(self) -> list[Work]:
         """Wait for work; an empty list means closed and drained."""
         with self._wake:
             while self._lanes.choose() is None and not self._closed:
                 self._wake.wait()
-            self._running = batch = self._lanes.take(self._max_batch_tokens)
-            now = time.monotonic()
-            for item in batch:
-                item.job.started_at = item.job.started_at or now
-            return batch
+            return self._take(None)
 
-    def _serve(self, batch: list[Item]) -> None:
-        began = time.monotonic()
-        self._forward_since = began
+    def _take(self, lane: Lane | None) -> list[Work]:
+        """The next batch, marked as begun. The lock is held."""
+        batch = self._lanes.take(self._budget, lane)
+        now = time.monotonic()
+        for work in batch:
+            for job, _ in work.waiters:
+                job.started_at = job.started_at or now
+        return batch
+
+    def _serve(self, batch: list[Work]) -> None:
+        nested, self._nested_s, began = self._nested_s, 0.0, time.monotonic()
         try:
-            results = self._forward(batch)
-            if len(batch) > 1 and isinstance(results[0], InferenceFailed):
-                # One bad text fails the whole pass: alone, each shows whether it is the one.
-                results = [self._forward([item])[0] for item in batch]
+            results = self._results(batch)
+            took = time.monotonic() - began - self._nested_s
+            tokens = sum(work.ids.size for work in batch)
+            self._observe(tokens, took)
+            self._observer.batch(batch[0].lane, len(batch), tokens, took)
+            self._deliver(batch, results, took)
+        except Exception as error:  # noqa: BLE001 - a defect in delivery must not end the only model thread
+            _log.error("delivery of a batch failed: %s", type(error).__name__)
+            with self._wake:
+                waiting = {job for work in batch for job, _ in work.waiters}
+                self._forget(batch)
+            for job in waiting:
+                _tell(job, InferenceFailed("the model could not answer this request"))
         finally:
-            self._forward_since = None
-        took, tokens = time.monotonic() - began, sum(item.ids.size for item in batch)
-        self._observe(tokens, took)
-        self._observer.batch(batch[0].job.lane, len(batch), tokens, took)
-        self._deliver(batch, results, took)
+            self._nested_s = nested + time.monotonic() - began
 
-    def _forward(self, batch: Sequence[Item]) -> list[Embedding | InferenceFailed]:
-        """One forward pass; where it raises or returns nonsense, InferenceFailed for each text."""
-        outputs = frozenset[Output]().union(*(item.job.outputs for item in batch))
+    def _serve_interactive(self) -> None:
+        """Serve who waits in the interactive lane, for some turns; called between parts of a bulk batch."""
+        for _ in range(INTERACTIVE_TURNS):
+            with self._wake:
+                batch = self._take("interactive")
+            if not batch:
+                break
+            self._serve(batch)
+        self._forward_since = time.monotonic()  # the bulk pass gets on: it does not hang
+
+    def _results(self, batch: Sequence[Work]) -> list[Result]:
+        """A result for each text: in halves where memory does not suffice, one by one where a pass fails."""
+        try:
+            found = self._forward(batch)
+        except MemoryError:
+            self._observer.forward_failed()
+            return self._halved(batch)
+        if len(batch) > 1 and isinstance(found[0], InferenceFailed):
+            # One bad text fails the whole pass: alone, each shows whether it is the one.
+            return [self._results([work])[0] for work in batch]
+        self._fitted()
+        return found
+
+    def _halved(self, batch: Sequence[Work]) -> list[Result]:
+        tokens = sum(work.ids.size for work in batch)
+        self._fitting = 0
+        if len(batch) == 1:
+            _log.error("a text of %d tokens does not fit into memory", tokens)
+            self._last_forward_worked = False
+            return [InferenceFailed("there is not enough memory for a text of this length")]
+        self._budget = max(2, min(self._budget, tokens) // 2)
+        _log.warning("a batch of %d tokens did not fit into memory; from now on %d", tokens, self._budget)
+        middle = len(batch) // 2
+        return self._results(batch[:middle]) + self._results(batch[middle:])
+
+    def _fitted(self) -> None:
+        self._fitting += 1
+        if self._fitting >= RECOVERY_BATCHES and self._budget < self._max_batch_tokens:
+            self._fitting = 0
+            self._budget = min(2 * self._budget, self._max_batch_tokens)
+
+    def _forward(self, batch: Sequence[Work]) -> list[Result]:
+        """One forward pass; where it raises or returns nonsense, InferenceFailed for each text.
+
+        MemoryError is the one error that says nothing of the texts.
+        """
+        outputs = frozenset[Output]().union(*(work.outputs for work in batch))
+        between = self._serve_interactive if batch[0].lane == "bulk" else None
+        self._forward_since = time.monotonic()
         try:
             found = self._model.forward(
-                [item.ids for item in batch], outputs, normalize=batch[0].job.normalize
+                [work.ids for work in batch], outputs, normalize=batch[0].normalize, between=between
             )
             _check(found, len(batch), outputs)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the engine raises is this batch's fault only
             self._last_forward_worked = False
             self._observer.forward_failed()
             _log.error("forward pass over %d texts failed: %s", len(batch), type(error).__name__)
             return [InferenceFailed("the model could not answer this request") for _ in batch]
+        finally:
+            self._forward_since = None
         self._last_forward_worked = True
-        return [_only(one, item.job.outputs) for one, item in zip(found, batch, strict=True)]
+        return list(found)
 
     def _observe(self, tokens: int, took_s: float) -> None:
         rate = tokens / max(took_s, 1e-6)
         old = self._tokens_per_s
         self._tokens_per_s = rate if old is None else (1 - _SMOOTHING) * old + _SMOOTHING * rate
 
-    def _deliver(
-        self, batch: list[Item], results: Sequence[Embedding | InferenceFailed], took_s: float
-    ) -> None:
+    def _deliver(self, batch: list[Work], results: Sequence[Result], took_s: float) -> None:
         finished: list[Job] = []
         with self._wake:
-            for job in {item.job for item in batch}:
+            for job in {job for work in batch for job, _ in work.waiters}:
                 job.inference_s += took_s
-            for item, result in zip(batch, results, strict=True):
-                item.job.results[item.position] = result
-                item.job.done += 1
-                if item.job.done == len(item.job.ids):
-                    finished.append(item.job)
+            for work, result in zip(batch, results, strict=True):
+                for job, position in work.waiters:
+                    job.results[position] = _only(result, job.outputs)
+                    job.left -= 1
+                    if not job.left:
+                        finished.append(job)
+            self._forget(batch)
         for job in finished:
             _tell(job, _answer(job))
+
+    def _forget(self, batch: Sequence[Work]) -> None:
+        """The batch is no longer running. The lock is held."""
+        for work in batch:
+            self._lanes.done(work)
 
 
 def _answer(job: Job) -> Batched:
@@ -264,13 +328,13 @@ def _check(found: Sequence[Embedding], wanted: int, outputs: Iterable[Output]) -
                 raise ValueError(f"the {name} output is missing or not finite")
 
 
-def _only(embedding: Embedding, outputs: frozenset[Output]) -> Embedding:
-    """The embedding without the outputs that another request of the same batch asked for."""
-    if embedding.outputs == outputs:
-        return embedding
+def _only(result: Result, outputs: frozenset[Output]) -> Result:
+    """An embedding without the outputs that another request of the same batch asked for."""
+    if isinstance(result, InferenceFailed) or result.outputs == outputs:
+        return result
     return replace(
-        embedding,
-        dense=embedding.dense if "dense" in outputs else None,
-        sparse=embedding.sparse if "sparse" in outputs else None,
-        colbert=embedding.colbert if "colbert" in outputs else None,
+        result,
+        dense=result.dense if "dense" in outputs else None,
+        sparse=result.sparse if "sparse" in outputs else None,
+        colbert=result.colbert if "colbert" in outputs else None,
     )

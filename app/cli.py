@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(restore, ("data_dir",))
     restore.set_defaults(run=_with_settings(commands.restore))
 
+    verify = subcommands.add_parser("verify", help="read everything stored and name what is damaged")
+    verify.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    _add_settings(verify, ("data_dir",))
+    verify.set_defaults(run=_with_settings(commands.verify))
+
     reindex = subcommands.add_parser("reindex", help="embed a collection anew with another checkpoint")
     reindex.add_argument("--collection", default="default")
     reindex.add_argument(

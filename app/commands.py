@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from app.index.backup import BackupReport
     from app.index.collection import Collection
     from app.index.derived import Derived
+    from app.index.digests import Damaged
     from app.reindex import ReindexReport
     from model.embedding import FloatArray, Output
 
@@ -156,7 +157,29 @@ def _copied(report: BackupReport, as_json: bool) -> int:
             f"{report.bytes / 1e6:.1f} MB -> {report.file}",
             file=sys.stderr,
         )
-    return 0
+    return _damaged(report.damaged)
+
+
+def verify(settings: Settings, options: argparse.Namespace) -> int:
+    """Every stored row against its digest."""
+    from app.index.verify import verify as verify_folder
+
+    report = verify_folder(settings.data_dir)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report)))
+    else:
+        print(f"{report.documents} documents, {len(report.damaged)} damaged", file=sys.stderr)
+    return _damaged(report.damaged)
+
+
+def _damaged(found: Sequence[Damaged]) -> int:
+    for one in found:
+        print(
+            f"damaged: collection {one.collection}, document {one.id!r}: its {one.part}; "
+            "write the document again or delete it",
+            file=sys.stderr,
+        )
+    return 1 if found else 0
 
 
 def reindex(settings: Settings, options: argparse.Namespace) -> int:

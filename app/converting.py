@@ -40,7 +40,9 @@ from weights.loader import CheckpointLayout, load, read_fingerprint, read_layout
 from weights.mapping import WORDS, encoder_entries, head_entries
 
 # Part of the cache key: raise it when the graph of a block or the layout of the folder changes.
-FORMAT = 2
+FORMAT = 3
+PART_BLOCKS = 4
+"""Blocks of a part of the encoder: between two parts of a long text a query can be served."""
 _UNFINISHED = ".converting-"
 TOKENIZER = "tokenizer.json"
 WORD, REST, MANIFEST = "word.npy", "rest.safetensors", "manifest.json"
@@ -186,7 +188,9 @@ def _write(layout: CheckpointLayout, work: Path, dense_only: bool, progress: boo
         )
     (work / ATTENTION_FILE).write_bytes(convert_attention(config, heads=1))
     attention = convert_attention(config, heads=config.num_attention_heads)
-    (work / MODEL_FILE).write_bytes(merge(_blocks(config, slots, work, progress), attention, heads))
+    starts = range(0, config.num_hidden_layers, PART_BLOCKS)
+    sizes = [min(PART_BLOCKS, config.num_hidden_layers - start) for start in starts]
+    (work / MODEL_FILE).write_bytes(merge(_blocks(config, slots, work, progress), attention, heads, sizes))
     manifest = {
         "format": FORMAT,
         "fingerprint": loaded.fingerprint,

@@ -1,11 +1,12 @@
 """One table: what went wrong -> status, code and message of the answer.
 
-Every error body is `{"error": {"code", "message", "param", "request_id"}}`. A message names the limit
-or the field, never the user's text, a path or a stack. Of the table's classes the closest one wins.
+A message names the limit or the field, never the user's text, a path or a stack. Of the table's classes the
+closest one wins. How an error is written depends on the route: see `app.error_formats`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
+from app.error_formats import Problem, error_format
 from app.index import errors as index
 from model.embedding import OUTPUTS
 
@@ -24,6 +26,7 @@ RECORD = "trivec.record"
 """Where it holds what telemetry records of the request."""
 
 _MAX_PARAM_CHARS = 200
+_log = logging.getLogger("trivec.errors")
 
 
 class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "Error" would say it again
@@ -38,6 +41,14 @@ class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "E
 
 class InvalidRequest(ServiceFault):
     """A field has a value that cannot be served."""
+
+
+class EmptyInput(InvalidRequest):
+    """A text or a list is empty, where that is told from other faults."""
+
+
+class TokensInvalid(InvalidRequest):
+    """Token ids that the vocabulary does not have."""
 
 
 class MalformedJson(ServiceFault):
@@ -88,6 +99,10 @@ class DocumentNotFound(ServiceFault):
     """The collection holds no document of that id."""
 
 
+class ModelNotFound(ServiceFault):
+    """A model is asked about that is not the one that serves."""
+
+
 class Draining(ServiceFault):
     """The service is shutting down."""
 
@@ -111,6 +126,8 @@ class Row:
 
 TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(422, "invalid_request"),
+    EmptyInput: Row(422, "empty_input"),
+    TokensInvalid: Row(422, "invalid_tokens"),
     MalformedJson: Row(422, "malformed_json"),
     LimitExceeded: Row(422, "limit_exceeded"),
     OutputUnavailable: Row(422, "output_unavailable"),
@@ -126,6 +143,7 @@ TABLE: Mapping[type[Exception], Row] = {
     DeadlineExceeded: Row(504, "deadline_exceeded"),
     InferenceFailed: Row(500, "inference_failed"),
     DocumentNotFound: Row(404, "document_not_found"),
+    ModelNotFound: Row(404, "model_not_found"),
     index.CollectionNotFound: Row(404, "collection_not_found"),
     index.CollectionExists: Row(409, "collection_exists"),
     index.ModelMismatch: Row(409, "model_mismatch"),
@@ -147,21 +165,6 @@ _HTTP_ROWS: Mapping[int, Row] = {
     404: Row(404, "not_found", "there is no such route"),
     405: Row(405, "method_not_allowed", "this route does not answer that method"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a client is told."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-    retry_after_s: int | None = None
-
-    def body(self) -> dict[str, str | None]:
-        """Code, message and param, as they also stand beside a single document of a bulk request."""
-        return {"code": self.code, "message": self.message, "param": self.param}
 
 
 def describe(error: Exception) -> Problem:
@@ -219,36 +222,31 @@ def note_code(scope: Scope, code: str) -> None:
         record.code = code
 
 
-class ErrorResponse(JSONResponse):
-    """An error body of our own format; telemetry learns its code when it is sent."""
-
-    def __init__(self, problem: Problem, request_id: str, headers: Mapping[str, str]) -> None:
-        content = {"error": {**problem.body(), "request_id": request_id}}
-        super().__init__(content, problem.status, headers)
-        self._code = problem.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        note_code(scope, self._code)
-        await super().__call__(scope, receive, send)
-
-
-def error_response(
-    problem: Problem, request_id: str, headers: Mapping[str, str] | None = None
-) -> ErrorResponse:
-    """The HTTP answer to a problem."""
+def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The HTTP answer to a problem with the request of this ASGI scope, in the form its path stands for."""
+    note_code(scope, problem.code)
     own = dict(headers or {})
     if problem.retry_after_s is not None:
         own["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:
         own["WWW-Authenticate"] = "Bearer"
-    return ErrorResponse(problem, request_id, own)
+    path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+    found = error_format(path)(problem, str(scope.get(REQUEST_ID, "")))
+    return JSONResponse(dict(found.body), found.status, own)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every class of the table."""
     headers = error.headers if isinstance(error, HTTPException) else None
-    return error_response(describe(error), str(request.scope.get(REQUEST_ID, "")), headers)
+    log_hidden(error, str(request.scope.get(REQUEST_ID, "")))
+    return error_response(describe(error), request.scope, headers)
+
+
+def log_hidden(error: Exception, request_id: str) -> None:
+    """Log the index's own words where the client gets others: the operator needs them."""
+    if isinstance(error, index.StorageFault):
+        fields = {"request_id": request_id, "error": type(error).__name__}
+        _log.error("the index failed: %s", error, extra={"fields": fields})
 
 
 def install(app: FastAPI) -> None:

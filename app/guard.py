@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
-    REQUEST_ID,
     BodyTooLarge,
     DeadlineExceeded,
     InvalidRequest,
@@ -159,7 +158,7 @@ class Guard:
             await send(message)
 
         async def refuse(error: ServiceFault) -> None:
-            await error_response(describe(error), str(scope.get(REQUEST_ID, "")))(scope, receive, send)
+            await error_response(describe(error), scope)(scope, receive, send)
 
         try:
             deadline = Deadline(timeout_of(headers, self._timeout_s))

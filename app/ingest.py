@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from app.errors import DeadlineExceeded, Problem, ServiceFault, describe, validation_problem
+from app.error_formats import Problem
+from app.errors import DeadlineExceeded, ServiceFault, describe, log_hidden, validation_problem
 from app.guard import Deadline
 from app.index.collection import Collection, Document
 from app.index.errors import DocumentInvalid, IndexFault
@@ -190,6 +191,7 @@ class _Run:
                 await self._embed_and_store(part)
             except (ServiceFault, IndexFault) as error:
                 # The queue, the disk or a shutdown stopped this part; what is stored already stays so.
+                log_hidden(error, self._record.request_id)
                 for document, _ in part:
                     self.report.failed(document.index, document.id, describe(error))
         self._slice = []

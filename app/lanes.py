@@ -1,8 +1,9 @@
 """The two queues before the model, and which texts make the next batch; no threads, no model.
 
 While both lanes wait, `interactive` goes first, and after `INTERACTIVE_TURNS` such batches `bulk` gets
-one. Lanes never share a batch: a query of ten tokens must not wait for the sixteen thousand that a
-bulk upload would add to it.
+one. Lanes never share a batch: a query of ten tokens must not wait for the thousands that a bulk upload
+would add to it. Within a lane requests take turns, a text each, so that a short one is not stuck behind a
+long one. A text that several requests wait for is computed once.
 """
 
 from __future__ import annotations
@@ -49,27 +50,39 @@ class Job:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Batched]
     queued_at: float
-    results: list[Embedding | InferenceFailed | None]
-    next: int = 0  # position of the first text that no batch has taken
-    done: int = 0
+    results: list[Embedding | InferenceFailed | None] = field(default_factory=list)
+    left: int = 0
+    """Results that are missing."""
+    works: deque[Work] = field(default_factory=deque)
+    """Texts that no batch has taken, and that are taken when it is this request's turn."""
+    waits_for: list[Work] = field(default_factory=list)
+    """All of its texts, also those that another request's turn brings."""
     started_at: float | None = None
     inference_s: float = 0.0
     gone: bool = False
 
-    def waiting_tokens(self) -> int:
-        """Tokens of the texts that no batch has taken."""
-        return sum(one.size for one in self.ids[self.next :])
+    def __post_init__(self) -> None:
+        self.results = [None] * len(self.ids)
+        self.left = len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    job: Job
-    position: int
+@dataclass(slots=True, eq=False)
+class Work:
+    """A text to compute once, and the places where its embedding is awaited."""
+
+    ids: IntArray
+    normalize: bool
+    lane: Lane
+    outputs: frozenset[Output]
+    waiters: list[tuple[Job, int]]
 
     @property
-    def ids(self) -> IntArray:
-        """The text's token ids."""
-        return self.job.ids[self.position]
+    def key(self) -> Key:
+        """What it is known by among those that wait."""
+        return self.lane, self.normalize, self.ids.tobytes()
+
+
+Key = tuple[Lane, bool, bytes]
 
 
 @dataclass(slots=True)
@@ -78,19 +91,64 @@ class Lanes:
 
     jobs: dict[Lane, deque[Job]] = field(default_factory=lambda: {"interactive": deque(), "bulk": deque()})
     tokens: int = 0
+    """Tokens that wait, in both lanes."""
     in_a_row: int = 0
+    _queued: dict[Key, Work] = field(default_factory=dict)
+    _running: dict[tuple[bool, bytes], Work] = field(default_factory=dict)
+
+    def depth(self, lane: Lane) -> tuple[int, int]:
+        """Texts and tokens that wait in a lane."""
+        sizes = [work.ids.size for job in self.jobs[lane] for work in job.works]
+        return len(sizes), sum(sizes)
+
+    def cost(self, job: Job) -> int:
+        """Tokens that a request would add to the queue: texts that others wait for add none."""
+        fresh = {ids.tobytes(): ids.size for ids in job.ids if self._known(job, ids.tobytes()) is None}
+        return sum(fresh.values())
 
     def add(self, job: Job) -> None:
         """Queue a request's texts."""
-        self.jobs[job.lane].append(job)
-        self.tokens += job.waiting_tokens()
+        for position, ids in enumerate(job.ids):
+            work = self._known(job, ids.tobytes())
+            if work is None:
+                work = Work(ids, job.normalize, job.lane, job.outputs, [])
+                self._queued[work.key] = work
+                job.works.append(work)
+                self.tokens += ids.size
+            # One that is being computed has all the outputs already, see `_known`.
+            work.outputs |= job.outputs
+            work.waiters.append((job, position))
+            job.waits_for.append(work)
+        if job.works:
+            self.jobs[job.lane].append(job)
+
+    def _known(self, job: Job, raw: bytes) -> Work | None:
+        running = self._running.get((job.normalize, raw))
+        if running is not None and job.outputs <= running.outputs:
+            return running
+        return self._queued.get((job.lane, job.normalize, raw))
 
     def drop(self, job: Job) -> None:
-        """Forget the texts of a request that no batch has taken; harmless when there are none."""
-        if not job.gone and job in self.jobs[job.lane]:
-            self.jobs[job.lane].remove(job)
-            self.tokens -= job.waiting_tokens()
+        """Forget what a request waits for; texts that others wait for too become theirs to bring."""
+        if job.gone:
+            return
         job.gone = True
+        if not job.left:
+            return
+        own, job.works = job.works, deque()
+        if own:
+            self.jobs[job.lane].remove(job)
+        for work in job.waits_for:
+            work.waiters = [one for one in work.waiters if one[0] is not job]
+        for work in own:
+            if not work.waiters:
+                del self._queued[work.key]
+                self.tokens -= work.ids.size
+                continue
+            heir = work.waiters[0][0]
+            if not heir.works:
+                self.jobs[heir.lane].append(heir)
+            heir.works.append(work)
 
     def choose(self) -> Lane | None:
         """The lane whose turn it is; None where nothing waits."""
@@ -100,24 +158,43 @@ class Lanes:
             return "bulk"
         return "interactive"
 
-    def take(self, budget: int) -> list[Item]:
-        """The next batch: at least one text, then more of the same lane and normalisation in order."""
-        lane = self.choose()
-        if lane is None:
+    def take(self, budget: int, lane: Lane | None = None) -> list[Work]:
+        """The next batch, of that lane or of the one whose turn it is: at least one text, if any waits."""
+        if lane is None and (lane := self.choose()) is None:
+            return []
+        queue = self.jobs[lane]
+        if not queue:
             return []
         self.in_a_row = self.in_a_row + 1 if lane == "interactive" else 0
-        batch: list[Item] = []
-        left = budget
-        normalize = self.jobs[lane][0].normalize
-        for job in list(self.jobs[lane]):
+        batch: list[Work] = []
+        normalize, others = queue[0].normalize, list[Job]()
+        while queue:
+            job = queue.popleft()
             if job.normalize != normalize:
+                others.append(job)
                 continue
-            while job.next < len(job.ids) and (not batch or job.ids[job.next].size <= left):
-                left -= job.ids[job.next].size
-                batch.append(Item(job, job.next))
-                job.next += 1
-            if job.next < len(job.ids):
-                break  # its next text does not fit, and nobody overtakes within a lane
-            self.jobs[lane].remove(job)
-        self.tokens -= sum(item.ids.size for item in batch)
+            if batch and job.works[0].ids.size > budget:
+                queue.appendleft(job)  # nobody overtakes: it is the first of the next batch
+                break
+            work = job.works.popleft()
+            budget -= work.ids.size
+            batch.append(work)
+            if job.works:
+                queue.append(job)
+        queue.extendleft(reversed(others))
+        for work in batch:
+            del self._queued[work.key]
+            self._running[work.normalize, work.ids.tobytes()] = work
+            self.tokens -= work.ids.size
         return batch
+
+    def waiting(self) -> set[Job]:
+        """The requests that wait for a text, be it computed or not yet."""
+        works = (*self._queued.values(), *self._running.values())
+        return {job for work in works for job, _ in work.waiters}
+
+    def done(self, work: Work) -> None:
+        """A text is no longer being computed: whoever comes with it now has it computed again."""
+        at = work.normalize, work.ids.tobytes()
+        if self._running.get(at) is work:
+            del self._running[at]

@@ -6,7 +6,7 @@ TensorFlow is imported where a TensorFlow engine is made and nowhere else: int8 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,8 @@ class LoadedModel:
         scores = self.embedder.engine.attention_scores
         return scores.needed, scores.computed
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Texts to ids; white space alone becomes `<s></s>`."""
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+        """Texts to ids, uncut where `max_length` is None; white space alone becomes `<s></s>`."""
         return self.embedder.tokenize(texts, max_length)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -69,10 +69,15 @@ class LoadedModel:
         return self.embedder.tokenizer.token_strings(ids)
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        """One forward pass over a batch of token ids."""
-        return self.embedder.engine.forward(batch, outputs, normalize=normalize)
+        """One forward pass over a batch of token ids; see `TextModel.forward`."""
+        return self.embedder.engine.forward(batch, outputs, normalize=normalize, between=between)
 
 
 def resolve(settings: Settings, *, progress: bool = True) -> ResolvedCheckpoint:

@@ -23,7 +23,7 @@ from app.guard import Guard, Heads
 from app.index.collection import Database
 from app.metrics import Metrics
 from app.ports import TextModel
-from app.routes import collections, docs, native, ops, search
+from app.routes import cohere, collections, docs, native, openai, ops, rerankers, search, tei, tei_ops
 from app.schemas.documents import UpsertObject
 from app.scrape import ServiceCollector
 from app.service import Service
@@ -32,7 +32,8 @@ from app.telemetry import Telemetry
 from app.tracing import Tracing, configured_tracing
 
 DESCRIPTION = """BGE-M3 as one retrieval server: dense, lexical and ColBERT vectors from one forward pass,
-indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`."""
+indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`, but for
+the routes that are like those of another API: their errors are like that API's too."""
 
 TRACES_S = 5.0
 """At the end, for spans that the collector has not got yet."""
@@ -70,17 +71,12 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(ops.health)
+    app.include_router(tei_ops.health)
     app.include_router(docs.router)
     guarded = [Security(HTTPBearer(auto_error=False, description="Needed where the server has API keys."))]
     # `writing` before `reading`: POST .../documents/delete must not be taken for anything else.
-    for router in (
-        native.router,
-        search.router,
-        collections.writing,
-        collections.reading,
-        ops.watched,
-        ops.router,
-    ):
+    own = (native.router, search.router, collections.writing, collections.reading, ops.watched, ops.router)
+    for router in (*own, openai.router, rerankers.router, cohere.router, tei.router, tei_ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
@@ -150,7 +146,7 @@ async def _load(service: Service, on_failure: Callable[[Exception], None] | None
         if on_failure is not None:
             on_failure(error)
     else:
-        await anyio.to_thread.run_sync(service.warm_up, abandon_on_cancel=True)
+        service.warm_up()
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:

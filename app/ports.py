@@ -5,7 +5,7 @@ Routes, batcher and index see embeddings and token ids only, so that their tests
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -57,17 +57,24 @@ class TextModel(Protocol):
     def card(self) -> ModelCard:
         """Sizes, names and the fingerprint."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
-        """Texts to token ids of at most `max_length` (2 to `card.max_length`), in order."""
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+        """Texts to token ids of at most `max_length` (2 to `card.max_length`; None is no limit), in order."""
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for token ids, e.g. `▁Hello`."""
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         """ONE forward pass over a whole batch of token ids, results in order.
 
+        Where the engine works in parts it calls `between` after each but the last, and that may call
+        `forward` itself. Raises MemoryError where the batch is too large for the memory.
         `Embedding.truncated` is left False: only the caller knows it.
         """
 

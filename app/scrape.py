@@ -10,12 +10,14 @@ import logging
 import platform
 import threading
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from app.index.errors import IndexFault
 from app.index.measure import CollectionMeasure, Measure
+from app.lanes import Lane
 from app.ports import CountsAttention
 from app.service import Service
 
@@ -42,6 +44,7 @@ class ServiceCollector:
         yield from self._state()
         yield from self._queue()
         yield from self._attention()
+        yield from self._cache()
         measure = self._measure()
         yield _gauge(
             "trivec_storage_up", "1 where the index answered this scrape, else 0.", measure is not None
@@ -75,7 +78,8 @@ class ServiceCollector:
 
     def _queue(self) -> Iterator[Metric]:
         service = self._service
-        waiting = service.batcher.waiting() if service.loaded else {}
+        lanes = get_args(Lane) if service.loaded else ()
+        waiting = {lane: service.batcher.depth(lane) for lane in lanes}
         tokens = GaugeMetricFamily(
             "trivec_queue_tokens", "Tokens that wait and that no batch has taken.", labels=["lane"]
         )
@@ -90,6 +94,13 @@ class ServiceCollector:
             "Tokens waiting beyond which requests are answered 429.",
             service.settings.max_queue_tokens,
         )
+        limit = GaugeMetricFamily(
+            "trivec_batch_limit_tokens",
+            "Tokens that a batch may have: the setting, or less where memory did not suffice for it.",
+        )
+        if service.loaded:
+            limit.add_metric([], service.batcher.batch_tokens)
+        yield limit
         yield _gauge(
             "trivec_forward_busy_seconds",
             "How long the forward pass under way has taken so far; 0 when there is none.",
@@ -118,6 +129,16 @@ class ServiceCollector:
         yield needed
         yield computed
         yield share
+
+    def _cache(self) -> Iterator[Metric]:
+        cache = self._service.cache
+        yield _counter(
+            "trivec_cache_hits", "Queries of searches whose embedding was in the cache.", cache.hits
+        )
+        yield _counter(
+            "trivec_cache_misses", "Queries of searches that were looked for there in vain.", cache.misses
+        )
+        yield _gauge("trivec_cache_bytes", "Bytes of the embeddings in the cache, about.", cache.bytes)
 
     def _measure(self) -> Measure | None:
         if not self._reading.acquire(timeout=PATIENCE_S):
@@ -153,6 +174,7 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
         "trivec_documents": "Documents of a collection.",
         "trivec_recent_documents": "Documents in memory, in no segment yet; absent until the index is read.",
         "trivec_segments": "Segments of a collection; absent until the index is read.",
+        "trivec_damaged_rows": "Stored rows met since the start that are not what was written.",
         "trivec_dead_rows": "Rows that wait to be merged away, of documents replaced or deleted since.",
     }
     sums: dict[str, dict[str, int]] = {name: {} for name in texts}
@@ -163,6 +185,7 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
 
     for label, one in shown:
         add("trivec_documents", label, one.count)
+        add("trivec_damaged_rows", label, one.damaged)
         parts = dict(one.part_bytes)
         if (derived := one.derived) is not None:
             add("trivec_recent_documents", label, derived.recent)
@@ -184,6 +207,10 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
     for (label, part), size in sizes.items():
         held.add_metric([label, part], size)
     yield held
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=float(value))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -21,6 +21,7 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from app.batcher import Batcher
+from app.cache import Asked, QueryCache
 from app.errors import (
     Draining,
     InferenceFailed,
@@ -31,9 +32,8 @@ from app.errors import (
     TextTooLong,
 )
 from app.index.collection import Collection, CollectionSettings, Database
-from app.index.errors import IndexFault
 from app.index.timing import Work
-from app.index.warming import warm_up
+from app.index.warming import Warmer, import_kernels
 from app.lanes import Batched, Lane
 from app.metrics import Metrics
 from app.ports import TextModel, Tokenized
@@ -47,7 +47,7 @@ from model.embedding import OUTPUTS, Embedding, Output
 Kind = Literal["query", "passage"]
 T = TypeVar("T")
 
-INTERACTIVE_TOKENS = 4096
+INTERACTIVE_TOKENS = 1024
 """A request of more tokens than this takes the bulk lane: it is no longer a person who waits."""
 
 DEFAULT_COLLECTION = "default"
@@ -91,19 +91,24 @@ class Service:
         self.metrics = metrics or Metrics()
         self._tracing = tracing or Untraced()
         database.timed = self._timed
+        self.loaded_at = 0.0
+        """When the model was taken, in seconds since 1970."""
         self._model: TextModel | None = None
         self._batcher: Batcher | None = None
         self._proven = False
         self._draining = False
         self._load_failed = False
+        self._warmer = Warmer(settings.data_dir)
         self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
         self._scraping = anyio.CapacityLimiter(SCRAPE_THREADS)
+        self.cache = QueryCache(settings.query_cache_bytes)
 
     async def load(self, model: TextModel) -> None:
         """Take a model and let it show that a forward pass works; `check_health` retries a failed one."""
         self._model = model
+        self.loaded_at = time.time()
         self._batcher = Batcher(
             model,
             max_batch_tokens=self.settings.max_batch_tokens,
@@ -118,16 +123,14 @@ class Service:
 
     def load_index(self) -> None:
         """Read the index's files, or make them anew, so that the first search does not wait. Blocks."""
+        if self.database.list():
+            import_kernels()
         with Bars() as bars:
             self.database.load(bars)
 
     def warm_up(self) -> None:
-        """Compile what searches and upserts run; whoever comes earlier compiles it himself. Blocks."""
-        kinds = {CollectionSettings().colbert, *(one.info.settings.colbert for one in self.database.list())}
-        try:
-            warm_up(self.settings.data_dir, kinds)
-        except (OSError, IndexFault) as error:
-            _log.warning("kernels are compiled when they are first needed: %s", error)
+        """Have what searches and upserts run ready behind the scenes, from now on; returns at once."""
+        self._warmer.start(one.info.settings.colbert for one in self.database.list())
 
     def give_up(self) -> None:
         """Say from now on that there will be no model."""
@@ -204,8 +207,11 @@ class Service:
             raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
         return frozenset(present if asked is None else asked)
 
-    async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
-        """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
+    async def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+        """Texts to token ids in a worker thread, uncut where `max_length` is None.
+
+        Nobody waits for a thread whose client has gone.
+        """
         work = partial(self.model.tokenize, texts, max_length)
         with self._tracing.span("tokenize", texts=len(texts)):
             return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
@@ -249,6 +255,23 @@ class Service:
     ) -> Embedded:
         """Texts to embeddings, cut at `max_length`."""
         return await self.embed_tokens(record, await self.tokenize(texts, max_length), outputs)
+
+    async def embed_queries(
+        self, record: Record, texts: Sequence[str], outputs: AbstractSet[Output], max_length: int
+    ) -> Embedded:
+        """`embed` of searches' queries: those that were asked before come from the cache."""
+        asked = [Asked(text, max_length, frozenset(outputs)) for text in texts]
+        found = {one: answer for one in asked if (answer := self.cache.get(one)) is not None}
+        missing = [one for one in dict.fromkeys(asked) if one not in found]
+        if missing:
+            fresh = await self.embed(record, [one.text for one in missing], outputs, max_length)
+            for one, embedding, tokenized in zip(missing, fresh.embeddings, fresh.tokenized, strict=True):
+                found[one] = embedding, tokenized
+                self.cache.put(one, found[one])
+                record.count(-1, -len(tokenized.ids))  # counted below, with those that were known
+        record.count(len(asked), sum(len(found[one][1].ids) for one in asked))
+        record.timed(0.0, 0.0)
+        return Embedded([found[one][0] for one in asked], [found[one][1] for one in asked])
 
     async def embed_tokens(
         self,
@@ -305,13 +328,15 @@ class Service:
     def create_collection(self, name: str, settings: CollectionSettings) -> Collection:
         """A collection for the vectors of the model in use; blocks, so call it in a worker thread."""
         card = self.model.card
-        return self.database.create(
+        collection = self.database.create(
             name,
             settings,
             fingerprint=card.fingerprint,
             hidden_size=card.hidden_size,
             colbert_dim=card.colbert_dim,
         )
+        self._warmer.want([settings.colbert])
+        return collection
 
     def begin_drain(self) -> None:
         """Refuse new requests from now on; those under way go on."""
@@ -322,6 +347,7 @@ class Service:
         self.begin_drain()
         if self._batcher is not None:
             await self._batcher.close(self.settings.shutdown_timeout_s)
+        await anyio.to_thread.run_sync(self._warmer.close)
         await anyio.to_thread.run_sync(self.database.close)
 
 

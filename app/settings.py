@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     max_json_numbers: int = Field(
         default=12_000_000,
         ge=1,
-        description="Numbers in one JSON answer of `/embed`, so that it stays below 200 MB (16 bytes each at "
-        "most); base64 and safetensors are not bound by it.",
+        description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
+        "each at most); base64 and safetensors are not bound by it.",
     )
     max_texts: int = Field(
         default=2048,
@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     max_top_k: int = Field(default=1000, ge=1, description="Hits that one query may ask for.")
     max_candidates: int = Field(
         default=10000, ge=1, description="Candidates per leg that one query may ask to be scored exactly."
+    )
+    query_cache_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Memory for the embeddings of the queries that were searched last, so that a query asked "
+        "again needs no forward pass (some 50 KB each at BGE-M3's size); 0 keeps none.",
     )
     query_max_length: int = Field(
         default=512,
@@ -120,6 +126,11 @@ class Settings(BaseSettings):
         ge=2,
         le=8192,
         description="Tokens kept of a passage or document; the reference's default.",
+    )
+    tei_auto_truncate: bool = Field(
+        default=False,
+        description="Under `/tei`, cut texts that are too long where a request does not say `truncate`; else "
+        "they are refused.",
     )
     request_timeout_s: float = Field(
         default=60.0,

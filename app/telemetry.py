@@ -129,7 +129,7 @@ class Telemetry:
             record.code = problem.code
             _log_defect(record.request_id, span.trace_id, error)
             if record.status == CLIENT_GONE_STATUS:
-                await error_response(problem, record.request_id)(scope, receive, stamped)
+                await error_response(problem, scope)(scope, receive, stamped)
 
     def _tell(self, record: Record, span: RequestSpan, route: str, method: str, seconds: float) -> None:
         """The same facts to metrics, trace and log."""

@@ -10,7 +10,8 @@ from typing import Any
 from starlette.requests import Request
 
 from app.access import media_type
-from app.errors import InvalidRequest, MalformedJson, Problem, describe
+from app.error_formats import Problem
+from app.errors import InvalidRequest, MalformedJson, describe
 from app.guard import body_of
 from app.ndjson import lines
 from app.routes.common import check_count

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from app.errors import InferenceFailed, InvalidRequest, MalformedJson
+from app.schemas.base import VectorKind
 from model.embedding import Embedding, FloatArray, LexicalWeights
 
 Encoding = Literal["float", "base64"]
@@ -128,6 +129,29 @@ def quantised(rows: FloatArray, dtype: Dtype) -> tuple[NDArray[Any], list[float]
     scale = np.where(steps > 0, steps, np.float32(1))  # of a row below float32's reach nothing is left but 0
     stored = np.clip(np.rint(rows / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
     return stored, [float(one) for one in scale[:, 0]]
+
+
+def foreign_rows(rows: FloatArray, kind: VectorKind) -> list[Any]:
+    """Vectors as OpenAI, Jina and Cohere write them, one entry for each row of [R, W].
+
+    `float` and `base64` (of little-endian float32) are exact. `int8` is scaled by each row's largest number
+    and `uint8` is the same plus 128: compare them by cosine. `ubinary` is a bit a number, set where it is
+    greater than 0, the first in the highest bit of a byte; `binary` is the same minus 128.
+    Raises InferenceFailed for NaN or Infinity.
+    """
+    if kind in ("float", "base64"):
+        exact, _ = quantised(rows, "float32")
+        return [written(row, "base64" if kind == "base64" else "float") for row in exact]
+    if kind in ("int8", "uint8"):
+        signed, _ = quantised(rows, "int8")
+        return list(signed if kind == "int8" else (signed.astype(np.int16) + 128).astype(np.uint8))
+    bits, _ = quantised(rows, "binary")
+    return list(bits if kind == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8))
+
+
+def foreign_numbers(width: int, kind: VectorKind) -> int:
+    """How many JSON numbers `foreign_rows` makes of a vector."""
+    return {"base64": 0, "binary": -(-width // 8), "ubinary": -(-width // 8)}.get(kind, width)
 
 
 def written(rows: NDArray[Any], encoding: Encoding) -> Any:

@@ -15,10 +15,11 @@ each library's own form before. All sides have as many threads as there are core
 idle threads of theirs do not spin. What a side cannot do (complete scores of all three legs, filters,
 durability) is told with it. Trivec's search returns texts, metadata and all scores of its hits.
 
-Parts share collections: `lexical` and `dense` store one output each; `hybrid` (candidates of both legs, all
-three scores), `maxsim` (candidates ordered by ColBERT), `filters`, `ingest` (documents in batches of 100;
-written again 1 and 64 at a time), `memory` and `recall` (more and fewer candidates) store all. A large corpus
-without float rows: `--set rows=codes`.
+Parts share collections: `lexical` and `dense` (top 10, and top 100 for recall) store one output each;
+`hybrid` (candidates of both legs, all three scores; and as many candidates as a search takes by itself),
+`maxsim` (candidates ordered by ColBERT), `filters`, `ingest` (documents in batches of 100; written again 1
+and 64 at a time), `memory` and `recall` (more and fewer candidates) store all. A large corpus without
+float rows: `--set rows=codes`.
 
 Peers: TRIVEC_SEARCH_PYTHON names their interpreter (.venv-search, from constraints-search.txt). Files go to
 `--folder` (/var/tmp/trivec/search) and are deleted, unless `--keep`: then they serve the next time too.
@@ -42,7 +43,7 @@ from benchmarks.encode_sides.protocol import cores
 from benchmarks.machine import write_result
 from benchmarks.search_sides.measuring import digits, in_turns
 from benchmarks.search_sides.process import SearchProcess
-from benchmarks.search_sides.protocol import FILTERS, Ask, Group
+from benchmarks.search_sides.protocol import FILTERS, USUAL, Ask, Group
 from benchmarks.search_sides.registry import BASE, SIDES
 from benchmarks.search_sides.reporting import filling, in_mib, row_of, told
 from benchmarks.search_sides.truth import Truth, find
@@ -60,14 +61,14 @@ MOST_ROWS_TRUTH = 20_000
 def asks(part: str) -> list[Ask]:
     """The searches that a part times."""
     if part in ("lexical", "dense"):
-        return [Ask("lexical" if part == "lexical" else "dense")]
+        return [Ask("lexical")] if part == "lexical" else [Ask("dense"), Ask("dense", k=100)]
     if part == "maxsim":
         return [Ask("colbert")]
     if part == "filters":
         return [Ask("hybrid", filter=name) for name in FILTERS]
     if part == "recall":
         return [Ask("hybrid", candidates=count) for count in CANDIDATES]
-    return [Ask("hybrid")] if part == "hybrid" else []
+    return [Ask("hybrid"), Ask("hybrid", candidates=0)] if part == "hybrid" else []
 
 
 def serves(peer: str, part: str) -> bool:
@@ -75,6 +76,11 @@ def serves(peer: str, part: str) -> bool:
     if part == "recall":  # how Trivec's own answers depend on its candidates
         return False
     return (part == "maxsim") if peer == "numpy" else (part != "maxsim")
+
+
+def common(ask: Ask) -> bool:
+    """Whether peers are asked the same: not for a hundred hits, nor for as many candidates as are needed."""
+    return ask.k == USUAL.k and ask.candidates > 0
 
 
 class Sides:
@@ -146,7 +152,7 @@ def measure_group(options: argparse.Namespace, group: Group, truth: Truth | None
             print(f"  memory: {found['memory']}")
         for name in options.peers:
             spec = SIDES[name]
-            chosen = [ask for part in parts if serves(name, part) for ask in asks(part)]
+            chosen = [ask for part in parts if serves(name, part) for ask in asks(part) if common(ask)]
             wanted = chosen or (name != "numpy" and {"ingest", "memory"} & {*parts})
             if group not in spec.groups or not wanted:
                 continue

@@ -105,12 +105,12 @@ class Embedder:
                 bar.update(len(batch))
         return [embedding for embedding in results if embedding is not None]
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Texts to ids of at most `max_length` tokens (2 to the encoder's limit). Thread-safe.
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+        """Texts to ids of at most `max_length` tokens (2 to the encoder's limit; None is uncut). Thread-safe.
 
         Raises TextError for invalid Unicode, ValueError for a length out of range.
         """
-        if not 2 <= max_length <= self.max_length:
+        if max_length is not None and not 2 <= max_length <= self.max_length:
             raise ValueError(f"max_length {max_length} is not within 2 and the model's {self.max_length}")
         if self.options.blank_as_empty:
             texts = ["" if text.isspace() else text for text in texts]

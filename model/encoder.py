@@ -153,7 +153,7 @@ class Block(tf.Module):  # type: ignore[misc]
 class Encoder(tf.Module):  # type: ignore[misc]
     """Word embeddings to last hidden states, for any depth, width and vocabulary.
 
-    Shape: word rows [S, D] and the arrays of a `PackedBatch` -> [S, D] in `dtype`.
+    First `embeddings`, then every `part`; `plan` holds the arrays of a `PackedBatch`.
     """
 
     def __init__(self, config: EncoderConfig, *, dtype: str = "float32") -> None:
@@ -161,11 +161,10 @@ class Encoder(tf.Module):  # type: ignore[misc]
         self.embeddings = Embeddings(config, dtype=dtype)
         self.blocks = [Block(config, dtype=dtype) for _ in range(config.num_hidden_layers)]
 
-    def __call__(self, words: Tensor, positions: Tensor, plan: dict[str, Tensor]) -> Tensor:
-        """The last hidden state of every packed token."""
-        x = self.embeddings(words, positions)
-        for block in self.blocks:
-            x = block(x, plan)
+    def part(self, blocks: range, x: Tensor, plan: dict[str, Tensor]) -> Tensor:
+        """Some blocks, one after another. Shape: [S, D] -> [S, D]."""
+        for number in blocks:
+            x = self.blocks[number](x, plan)
         return x
 
     def named_variables(self) -> dict[str, Tensor]:

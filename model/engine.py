@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -59,11 +59,18 @@ class Engine(Protocol):
         """What its attention has computed so far, and what of that was needed."""
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         """One forward pass over a batch of token ids ([T] int32 each), results in order.
 
-        Raises ValueError for an empty text, a text over `config.max_length`, an id outside the
+        `between` is called where the work can be left for a moment without loss, which may be never; it may
+        call `forward` itself. Raises MemoryError where the device's memory does not suffice,
+        ValueError for an empty text, a text over `config.max_length`, an id outside the
         vocabulary, or an output that the engine has no head for.
         """
 

@@ -39,6 +39,8 @@ _MASKED = -1e9
 
 MODEL_FILE = "model.tflite"
 """All blocks and the heads."""
+ENCODER = "encoder_"
+"""The signatures of its parts, some blocks each: this and a number from 0."""
 ATTENTION_FILE = "attention.tflite"
 """The attention of one head."""
 
@@ -92,7 +94,8 @@ class LiteRTEngine:
         self._long_rows = long_rows
         self._folder, self._threads = folder, threads
         interpreter = self._open(MODEL_FILE)
-        self._encoder = self._runner(interpreter, "encoder")
+        parts = sum(name.startswith(ENCODER) for name in interpreter.get_signature_list())
+        self._encoder = [self._runner(interpreter, f"{ENCODER}{number}") for number in range(parts)]
         self._head_runner = None if self.colbert_dim is None else self._runner(interpreter, "heads")
         # The first pass packs the weights; from then on the file itself is hardly read.
         self.forward([np.array([config.bos_token_id, config.eos_token_id], np.int32)], self.outputs)
@@ -109,17 +112,24 @@ class LiteRTEngine:
         return ("dense",) if self.colbert_dim is None else OUTPUTS
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        """See `Engine.forward`."""
+        """See `Engine.forward`; work can be left after each part of a sequence, each block of a long one."""
         check_outputs(outputs, self.outputs)
         check_batch(batch, self.config)
         found: list[Embedding | None] = [None] * len(batch)
-        for texts in sequences([len(ids) for ids in batch]):
+        for part, texts in enumerate(sequences([len(ids) for ids in batch])):
+            if part and between is not None:
+                between()
             members = [batch[number] for number in texts]
             starts = np.cumsum([0, *(len(ids) for ids in members)], dtype=np.int32)
             self.attention_scores.add(sum(len(ids) ** 2 for ids in members), int(starts[-1]) ** 2)
-            hidden = self._encode(np.concatenate(members), starts)
+            hidden = self._encode(np.concatenate(members), starts, between)
             made = self._heads(members, starts, hidden, outputs, normalize)
             for number, embedding in zip(texts, made, strict=True):
                 found[number] = embedding
@@ -134,15 +144,21 @@ class LiteRTEngine:
         found: Runner = interpreter.get_signature_runner(signature)
         return found
 
-    def _encode(self, ids: IntArray, starts: IntArray) -> FloatArray:
+    def _encode(self, ids: IntArray, starts: IntArray, between: Callable[[], None] | None) -> FloatArray:
         """Last hidden states of a sequence. Shapes: [S], [texts + 1] -> [S, D]."""
         x = self._embed(ids, starts)
         mask = _mask(starts)
         if len(ids) <= self._long_rows:
-            return self._encoder(states=x, mask=mask)["states"]
+            for part, encode in enumerate(self._encoder):
+                if part and between is not None:
+                    between()
+                x = encode(states=x, mask=mask)["states"]
+            return x
         # An interpreter keeps buffers for the longest sequence that it has seen. For a long text each block
         # is opened afresh and dropped, so that nothing of that size is kept.
         for number in range(self.config.num_hidden_layers):
+            if number and between is not None:
+                between()
             x = self._long_step(self._open(block_file(number)), x, mask)
         release_heap()
         return x

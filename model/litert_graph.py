@@ -2,7 +2,7 @@
 
 Legend: T tokens of a sequence, Tq its query rows, D hidden, H heads, I intermediate size, C ColBERT
 dimension, d = D / H. A block is converted alone, so that memory does not grow with depth. `merge` then
-chains the blocks into one graph, so that nothing is copied between them and their buffers are shared.
+chains the blocks, some to a graph, so that little is copied between them and their buffers are shared.
 Its parts are of use alone too, for texts too long to attend in one piece: projections of all rows, then
 attention head by head for some query rows at a time, then the rest. These are files of their own, because
 LiteRT packs the weights of every graph of a file.
@@ -12,7 +12,8 @@ Needs TensorFlow; `litert.py` runs the result without it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import flatbuffers
@@ -62,8 +63,11 @@ def convert_block(config: EncoderConfig, weights: Mapping[str, FloatArray]) -> b
 
     states = tf.TensorSpec([None, config.hidden_size], name="states")
     context = tf.TensorSpec([heads, None, size], name="context")
-    model = _appended(None, _converted(tf.function(project, input_signature=[states]), int8=True))
-    model = _appended(model, _converted(tf.function(finish, input_signature=[context, states]), int8=True))
+    model = _converted(tf.function(project, input_signature=[states]), int8=True)
+    other = _converted(tf.function(finish, input_signature=[context, states]), int8=True)
+    model.metadata = []
+    model = _appended(model, other, other.subgraphs)
+    model.subgraphs += other.subgraphs
     model.signatureDefs = [
         _signature(model, 0, "project", ["states"], ["queries", "keys", "values"]),
         _signature(model, 1, "finish", ["context", "states"], ["states"]),
@@ -114,31 +118,39 @@ def _converted(traced: Tensor, *, int8: bool) -> Any:
     return schema.ModelT.InitFromPackedBuf(bytes(converter.convert()), 0)
 
 
-def merge(blocks: Iterable[bytes], attention: bytes, heads: Any) -> bytes:
+def merge(blocks: Iterable[bytes], attention: bytes, heads: Any, sizes: Sequence[int]) -> bytes:
     """Blocks, the attention of all their heads and M3's heads, or None, as one model.
 
-    Signatures: `encoder`, `states` [T, D] and `mask` [1, T or 1, T or 1] -> `states` [T, D]; and `heads`.
+    Signatures: `encoder_0`, `encoder_1`, ... of so many blocks each, `states` [T, D] and `mask`
+    [1, T or 1, T or 1] -> `states` [T, D]; and `heads`. Between two parts another text may be computed.
     """
+    coming = iter(blocks)
     whole: Any = schema.ModelT.InitFromPackedBuf(attention, 0)
     [attend] = whole.subgraphs
-    chain = schema.SubGraphT()
-    chain.name, chain.operators = b"encoder", []
-    states, mask = 0, 1
-    for source in blocks:
-        block = schema.ModelT.InitFromPackedBuf(source, 0)
-        project, finish = block.subgraphs
-        whole = _appended(whole, block)
-        if chain.tensors is None:
-            places = (project.tensors[project.inputs[0]], attend.tensors[attend.inputs[-1]])
-            chain.tensors, chain.inputs = [copy.copy(tensor) for tensor in places], [states, mask]
-        attended = _extend(chain, attend, [*_extend(chain, project, [states]), mask])
-        [states] = _extend(chain, finish, [*attended, states])
-    chain.outputs = [states]
-    whole.subgraphs = [chain]
-    whole.signatureDefs = [_signature(whole, 0, "encoder", ["states", "mask"], ["states"])]
+    whole.subgraphs, whole.signatureDefs = [], []
+    for number, size in enumerate(sizes):
+        chain = schema.SubGraphT()
+        chain.name, chain.operators = f"encoder_{number}".encode(), []
+        states, mask = 0, 1
+        for source in islice(coming, size):
+            block = schema.ModelT.InitFromPackedBuf(source, 0)
+            project, finish = block.subgraphs
+            whole = _appended(whole, block, (project, finish))
+            if chain.tensors is None:
+                places = (project.tensors[project.inputs[0]], attend.tensors[attend.inputs[-1]])
+                chain.tensors, chain.inputs = [copy.copy(tensor) for tensor in places], [states, mask]
+            attended = _extend(chain, attend, [*_extend(chain, project, [states]), mask])
+            [states] = _extend(chain, finish, [*attended, states])
+        chain.outputs = [states]
+        whole.subgraphs.append(chain)
+        signature = _signature(whole, number, f"encoder_{number}", ["states", "mask"], ["states"])
+        whole.signatureDefs.append(signature)
     if heads is not None:
-        whole = _appended(whole, heads)
-        whole.signatureDefs.append(_signature(whole, 1, "heads", ["states"], ["token_weights", "vectors"]))
+        whole = _appended(whole, heads, heads.subgraphs)
+        whole.subgraphs += heads.subgraphs
+        whole.signatureDefs.append(
+            _signature(whole, len(sizes), "heads", ["states"], ["token_weights", "vectors"])
+        )
     return _packed(whole)
 
 
@@ -148,19 +160,15 @@ def _packed(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def _appended(whole: Any, model: Any) -> Any:
-    """`whole` with the graphs, operator codes and buffers of a model; the graphs then refer to them."""
-    if whole is None:
-        model.metadata = []
-        return model
+def _appended(whole: Any, model: Any, graphs: Iterable[Any]) -> Any:
+    """`whole` with the operator codes and buffers of a model, to which these graphs of it then refer."""
     codes = [_code(whole.operatorCodes, code) for code in model.operatorCodes]
-    for graph in model.subgraphs:
+    for graph in graphs:
         for tensor in graph.tensors:
             tensor.buffer += len(whole.buffers)
         for operator in graph.operators:
             operator.opcodeIndex = codes[operator.opcodeIndex]
     whole.buffers += model.buffers
-    whole.subgraphs += model.subgraphs
     return whole
 
 

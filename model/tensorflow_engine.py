@@ -6,8 +6,9 @@ file. It is not thread-safe: one thread calls it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,8 @@ from model.outputs import split_embeddings
 from model.packing import PackedBatch, pack
 from model.words import WordTable
 
+PART_TOKENS, PART_BLOCKS = 256, 4
+"""On a CPU work can be left after so many blocks over so many tokens, or one text; more gain nothing."""
 # Attention scores of one step (texts * heads * query rows * rows): 2^23 float32 are 32 MiB.
 MAX_SCORES = 1 << 23
 
@@ -72,7 +75,8 @@ class TensorFlowEngine:
 
         Raises DeviceError where the device has no arithmetic for `precision`.
         """
-        if precision == "float16" and not tf.config.list_physical_devices("GPU"):
+        self._on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        if precision == "float16" and not self._on_gpu:
             raise DeviceError("float16 needs a GPU, and TensorFlow sees none: use float32")
         self.config = config
         self.precision = precision
@@ -93,9 +97,18 @@ class TensorFlowEngine:
             "gather": rows,
         }
         # The signature leaves every size open: one trace serves all batches.
-        states = tf.TensorSpec([None, config.hidden_size], tf.float32)
-        self._encode = tf.function(self._encoder, input_signature=[states, rows, plan])
+        word_rows = tf.TensorSpec([None, config.hidden_size], tf.float32)
+        self._embed = tf.function(self._encoder.embeddings, input_signature=[word_rows, rows])
         hidden = tf.TensorSpec([None, config.hidden_size], precision)
+        depth = config.num_hidden_layers
+        size = depth if self._on_gpu else PART_BLOCKS
+        self._encode = [
+            tf.function(
+                partial(self._encoder.part, range(start, min(start + size, depth))),
+                input_signature=[hidden, plan],
+            )
+            for start in range(0, depth, size)
+        ]
         switch = tf.TensorSpec([], tf.bool)
         self._dense_head = tf.function(self._dense, input_signature=[hidden, rows, switch])
         self._sparse_head = tf.function(self._sparse, input_signature=[hidden])
@@ -108,8 +121,8 @@ class TensorFlowEngine:
 
     @property
     def traces(self) -> int:
-        """How often the encoder was traced: once, if all is well."""
-        return int(self._encode.experimental_get_tracing_count())
+        """How often a part of the encoder was traced: once, if all is well."""
+        return max(int(part.experimental_get_tracing_count()) for part in self._encode)
 
     @property
     def slots(self) -> dict[str, VariableSlot]:
@@ -120,11 +133,36 @@ class TensorFlowEngine:
         return {name: VariableSlot(variable) for name, variable in named.items()}
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        """See `Engine.forward`."""
+        """See `Engine.forward`; on a GPU one pass is short, and is never left."""
         check_outputs(outputs, self.outputs)
-        hidden, packed = self._run(batch)
+        check_batch(batch, self.config)
+        found: list[Embedding] = []
+        if between is None or self._on_gpu:
+            between = _nothing
+        for texts in [batch] if between is _nothing else _parts(batch):
+            if found:
+                between()
+            try:
+                found += self._embeddings(texts, outputs, normalize, between)
+            except tf.errors.ResourceExhaustedError as error:
+                raise MemoryError("the device's memory does not suffice for this batch") from error
+        return found
+
+    def _embeddings(
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        normalize: bool,
+        between: Callable[[], None],
+    ) -> list[Embedding]:
+        hidden, packed = self._run(batch, between)
         return split_embeddings(
             batch,
             packed.starts,
@@ -140,10 +178,10 @@ class TensorFlowEngine:
 
     def hidden_states(self, batch: Sequence[IntArray]) -> list[NDArray[np.float32]]:
         """The last hidden states of each text, [T, D]: for parity tests, no head applied."""
-        hidden, packed = self._run(batch)
+        hidden, packed = self._run(batch, _nothing)
         return np.split(tf.cast(hidden, tf.float32).numpy(), packed.starts[1:-1])
 
-    def _run(self, batch: Sequence[IntArray]) -> tuple[Tensor, PackedBatch]:
+    def _run(self, batch: Sequence[IntArray], between: Callable[[], None]) -> tuple[Tensor, PackedBatch]:
         check_batch(batch, self.config)
         packed = pack(
             batch,
@@ -159,7 +197,12 @@ class TensorFlowEngine:
             "visible": packed.visible,
             "gather": packed.gather,
         }
-        return self._encode(self._words.rows(packed.ids), packed.positions, plan), packed
+        x = self._embed(self._words.rows(packed.ids), packed.positions)
+        for number, part in enumerate(self._encode):
+            if number:
+                between()
+            x = part(x, plan)
+        return x, packed
 
     def _dense(self, hidden: Tensor, starts: Tensor, normalize: Tensor) -> Tensor:
         pooled = pool(hidden, starts, self._pooling)
@@ -173,3 +216,19 @@ class TensorFlowEngine:
         assert self._heads is not None
         rows = self._heads.vectors(hidden)
         return tf.cond(normalize, lambda: unit_rows(rows), lambda: tf.cast(rows, tf.float32))
+
+
+def _parts(batch: Sequence[IntArray]) -> Iterator[list[IntArray]]:
+    """Consecutive texts of together at most PART_TOKENS, or one that is longer."""
+    part: list[IntArray] = []
+    for ids in batch:
+        if part and sum(map(len, part)) + len(ids) > PART_TOKENS:
+            yield part
+            part = []
+        part.append(ids)
+    if part:
+        yield part
+
+
+def _nothing() -> None:
+    """Where work cannot be left."""

@@ -79,12 +79,12 @@ class Tokenizer:
         self.unused_ids = frozenset(token for token in special if token is not None)
         """Ids that carry no lexical weight: `<s>`, `</s>`, `<pad>`, `<unk>`."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Texts to ids of at most `max_length` tokens, in order; a cut keeps `</s>` at the end.
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+        """Texts to ids of at most `max_length` tokens (None: all), in order; a cut keeps `</s>` at the end.
 
         Raises TextError for a text with a lone surrogate.
         """
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise ValueError(f"max_length {max_length} leaves no room for <s> and </s>")
         for number, text in enumerate(texts):
             _check(number, text)
@@ -121,9 +121,10 @@ def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _cut(encoding: tokenizers.Encoding, max_length: int) -> TokenizedText:
+def _cut(encoding: tokenizers.Encoding, max_length: int | None) -> TokenizedText:
     """Keep what fits and let go of the encoding, which holds a hundred bytes for each token of the text."""
     ids, offsets = encoding.ids, encoding.offsets
-    if (total := len(ids)) > max_length:
+    total = len(ids)
+    if max_length is not None and total > max_length:
         ids, offsets = [*ids[: max_length - 1], ids[-1]], [*offsets[: max_length - 1], offsets[-1]]
     return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -66,6 +66,10 @@ class FakeModel:
     card: ModelCard = CARD
     poison: set[int] = field(default_factory=set)
     """Token ids on which a forward pass raises."""
+    memory: int = 1 << 40
+    """Tokens of a batch for which there is memory."""
+    parts: bool = False
+    """Whether it can be left between texts."""
     broken: bool = False
     """Whether every forward pass raises."""
     batches: list[list[int]] = field(default_factory=list)
@@ -80,14 +84,14 @@ class FakeModel:
         self.gate.set()
         self._words: dict[int, str] = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[FakeTokens]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[FakeTokens]:
         return [self._tokenize(text, max_length) for text in texts]
 
-    def _tokenize(self, text: str, max_length: int) -> FakeTokens:
+    def _tokenize(self, text: str, max_length: int | None) -> FakeTokens:
         words = [(match.group().lower(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
         for word, _ in words:
             self._words[token_id(word)] = word
-        kept = words[: max_length - 2]
+        kept = words if max_length is None else words[: max_length - 2]
         ids = np.array([BOS, *(token_id(word) for word, _ in kept), EOS], np.int32)
         return FakeTokens(ids, [(0, 0), *(span for _, span in kept), (0, 0)], len(words) + 2)
 
@@ -95,7 +99,12 @@ class FakeModel:
         return [self._words.get(int(one), "<unk>") for one in ids]
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         self.batches.append([one.size for one in batch])
         self.asked.append(frozenset(outputs))
@@ -104,7 +113,14 @@ class FakeModel:
         if self.broken or any(int(token) in self.poison for ids in batch for token in ids):
             # The words of an engine's error may quote anything: none of them may reach a client.
             raise RuntimeError("SECRET engine detail at /some/path")
-        return [self._embed(ids, frozenset(outputs), 1.0 if normalize else 3.0) for ids in batch]
+        if sum(ids.size for ids in batch) > self.memory:
+            raise MemoryError
+        found = []
+        for place, ids in enumerate(batch):
+            if place and between is not None and self.parts:
+                between()
+            found.append(self._embed(ids, frozenset(outputs), 1.0 if normalize else 3.0))
+        return found
 
     def _embed(self, ids: IntArray, outputs: frozenset[Output], length: float) -> Embedding:
         words = sorted({int(one) for one in ids} - {BOS, PAD, EOS, UNK})

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from app.golden import GOLDEN_FILE, largest_differences, read_golden
 from app.loading import load_checkpoint
 from model.embedder import Embedder, EncodingOptions, TextTooLongError
+from model.embedding import OUTPUTS, Embedding
+from model.tensorflow_engine import TensorFlowEngine
 from model.tokenizer import TextError
 
 TEXTS = ["eine kurze Frage?", "x", "a much longer passage " * 40, "日本語のテキスト", "tail "]
@@ -47,6 +50,27 @@ def test_batches_change_nothing_and_keep_the_order(embedder: Embedder, budget: i
         assert max(largest_differences(one, alone).values()) < 1e-5
 
 
+def test_work_can_be_left_between_texts(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pass in each pause changes nothing; memory that does not suffice is a MemoryError."""
+    engine = embedder.engine
+    assert isinstance(engine, TensorFlowEngine)
+    ids = [one.ids for one in embedder.tokenizer.tokenize(TEXTS, 512)]
+    alone = engine.forward(ids, OUTPUTS)
+    monkeypatch.setattr("model.tensorflow_engine.PART_TOKENS", 20)
+    pauses: list[Embedding] = []
+    found = engine.forward(ids, OUTPUTS, between=lambda: pauses.append(engine.forward(ids[:1], OUTPUTS)[0]))
+    assert len(pauses) >= 2
+    for one, reference in zip([*found, *pauses], [*alone, *alone[:1] * len(pauses)], strict=True):
+        assert max(largest_differences(one, reference).values()) < 1e-5
+
+    def exhausted(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(engine, "_embed", exhausted)
+    with pytest.raises(MemoryError):
+        engine.forward(ids, OUTPUTS)
+
+
 def test_lengths_truncation_and_kinds(embedder: Embedder) -> None:
     short = with_options(embedder, query_max_length=8, passage_max_length=16)
     text = TEXTS[2]
@@ -59,6 +83,8 @@ def test_lengths_truncation_and_kinds(embedder: Embedder) -> None:
     for bad in (1, 513):
         with pytest.raises(ValueError, match="max_length"):
             embedder.encode(["x"], max_length=bad)
+    (uncut,) = embedder.tokenize([text * 50], None)
+    assert len(uncut.ids) == uncut.total > 513
 
 
 def test_outputs_and_normalisation(embedder: Embedder) -> None:

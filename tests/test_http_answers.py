@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,12 @@ class WideModel(FakeModel):
     """Embeddings of the real width; all texts get the same numbers."""
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         drawn = np.random.default_rng(0).normal(0, 0.03, (512, WIDE)).astype(np.float32)
         return [

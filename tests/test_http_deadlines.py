@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ class HangingModel(FakeModel):
     passes_left = 10**9
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         self.passes_left -= 1
         if self.passes_left < 0:
             self.gate.clear()
-        return super().forward(batch, outputs, normalize=normalize)
+        return super().forward(batch, outputs, normalize=normalize, between=between)
 
 
 def line(number: int) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.index.posting_kernels import RANGE
+from app.index.posting_types import RANGE
 from app.index.postings import Postings
 from app.index.workers import Workers
 from model.embedding import FloatArray, IntArray, LexicalWeights

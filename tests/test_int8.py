@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from app import cli
-from app.converting import MANIFEST, convert, converted_checkpoint, read_converted, read_weights
+from app.converting import MANIFEST, PART_BLOCKS, convert, converted_checkpoint, read_converted, read_weights
 from app.golden import GOLDEN_FILE, read_golden
 from app.loading import load_int8, load_text_model
 from app.settings import Settings
 from model.embedder import Embedder
-from model.embedding import OUTPUTS
+from model.embedding import OUTPUTS, Embedding
 from model.litert import MODEL_FILE, LiteRTEngine, sequences
 from model.mapped import release_pages
 from tests.parity.compare import cosine
@@ -105,6 +105,56 @@ def test_a_text_is_the_same_alone_and_in_a_batch(engine: LiteRTEngine, seed: int
         alone = engine.forward([ids], OUTPUTS)[0]
         assert together.dense is not None and alone.dense is not None
         assert cosine(together.dense[None], alone.dense[None])[0] > 0.9995
+
+
+def test_work_can_be_left_between_parts(tmp_path: Path, seed: int) -> None:
+    """Short texts, a long one, one for which each block is opened alone; another pass runs in each pause."""
+    make_checkpoint(
+        tmp_path / "source",
+        seed=seed,
+        vocab_size=900,
+        hidden_size=48,
+        num_hidden_layers=2 * PART_BLOCKS + 1,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=514,
+        colbert_dim=20,
+    )
+    convert(tmp_path / "source", tmp_path / "converted", progress=False)
+    converted = read_converted(tmp_path / "converted")
+    engine = LiteRTEngine(
+        converted.config,
+        converted.folder,
+        read_weights(converted),
+        unused_ids=(0, 1, 2, 3),
+        threads=2,
+        long_rows=300,
+    )
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(5, 900, size=size).astype(np.int32) for size in (7, 120, 30, 200, 400, 60)]
+    alone = engine.forward(texts, OUTPUTS)
+    query = rng.integers(5, 900, size=9).astype(np.int32)
+    (expected,) = engine.forward([query], OUTPUTS)
+    pauses = 0
+
+    def between() -> None:
+        nonlocal pauses
+        pauses += 1
+        _same(engine.forward([query], OUTPUTS)[0], expected)
+
+    for one, reference in zip(engine.forward(texts, OUTPUTS, between=between), alone, strict=True):
+        _same(one, reference)
+    depth, count = engine.config.num_hidden_layers, len(sequences([len(ids) for ids in texts]))
+    assert pauses == (count - 1) + 2 * (count - 1) + (
+        depth - 1
+    )  # sequences, their three parts, the long one's
+
+
+def _same(one: Embedding, other: Embedding) -> None:
+    assert one.sparse is not None and other.sparse is not None
+    np.testing.assert_array_equal(one.dense, other.dense)
+    np.testing.assert_array_equal(one.colbert, other.colbert)
+    np.testing.assert_array_equal(one.sparse.values, other.sparse.values)
 
 
 def test_sequences_hold_every_text_once_and_pad_none() -> None:

@@ -54,11 +54,16 @@ class OtherModel(FakeModel):
     """Token ids that make a dense vector infinite."""
 
     def forward(
-        self, batch: Sequence[IntArray], outputs: Collection[Output], *, normalize: bool = True
+        self,
+        batch: Sequence[IntArray],
+        outputs: Collection[Output],
+        *,
+        normalize: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
         self.before()
         self.count += len(batch)
-        return super().forward(batch, outputs, normalize=normalize)
+        return super().forward(batch, outputs, normalize=normalize, between=between)
 
     def _embed(self, ids: IntArray, outputs: frozenset[Output], length: float) -> Embedding:
         dense = np.sum([vector(int(token) + 7, self.card.hidden_size) for token in ids], axis=0)

@@ -51,6 +51,8 @@ def test_truncation_is_reported_and_keeps_the_end(tokenizer: Tokenizer) -> None:
     assert len(cut.offsets) == 5 and cut.offsets[:4] == whole.offsets[:4] and cut.offsets[4] == (0, 0)
     exact = tokenizer.tokenize(["one two three four five six seven"], len(whole.ids))[0]
     assert not exact.truncated
+    uncut = tokenizer.tokenize(["one two three four five six seven"], None)[0]
+    assert uncut.ids.tolist() == whole.ids.tolist() and not uncut.truncated
 
 
 @given(st.text(max_size=200), st.integers(2, 40))

@@ -16,6 +16,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.index import digests
+from app.index.digests import Damaged
 from app.index.errors import StorageDamaged, StorageUnavailable
 from app.index.owner import FolderLock
 from app.index.storage import APPLICATION_ID, FILE_NAME, MIGRATIONS, translated
@@ -29,6 +31,8 @@ class BackupReport:
     bytes: int
     collections: int
     documents: int
+    damaged: tuple[Damaged, ...] = ()
+    """Documents that are not what was written, in the folder already; all others are whole."""
 
 
 def backup(folder: Path, target: Path) -> BackupReport:
@@ -98,7 +102,9 @@ def _checked(work: Path, named: Path) -> BackupReport:
             int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
             for table in ("collections", "documents")
         )
-    return BackupReport(named, work.stat().st_size, collections, documents)
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        damaged = tuple(digests.check(connection)) if version == len(MIGRATIONS) else ()
+    return BackupReport(named, work.stat().st_size, collections, documents, damaged)
 
 
 def _check_ours(connection: sqlite3.Connection, file: Path) -> None:

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from app.index.digests import digest, of_document
 from app.index.errors import CollectionNotFound
 from app.index.facts import Keys
 from app.index.filters import is_unicode
-from app.index.records import Record
+from app.index.records import Record, vector_parts
 
 Value = TypeVar("Value", int, str)
 
@@ -26,7 +27,7 @@ SIZES = ("text_bytes", "metadata_bytes", "dense_bytes", "sparse_bytes", "colbert
 COLUMNS = (
     *("key", "collection", "doc_id", "seq", "stamp", "tokens", "truncated"),
     *SIZES,
-    *("metadata", "text"),
+    *("metadata", "text", "digest"),
 )
 
 
@@ -76,13 +77,14 @@ def put(
         rows,
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values) VALUES (?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values, digest) "
+        "VALUES (?, ?, ?, ?, ?)",
         (_vectors(record, int(key)) for record, key in zip(records, keys, strict=True)),
     )
     connection.executemany(
-        "INSERT INTO token_vectors (document, codes, tokens_of_row) VALUES (?, ?, ?)",
+        "INSERT INTO token_vectors (document, codes, tokens_of_row, digest) VALUES (?, ?, ?, ?)",
         (
-            (int(key), one.codes, one.tokens_of_row)
+            (int(key), one.codes, one.tokens_of_row, digest(int(key), one.codes, one.tokens_of_row))
             for one, key in zip(records, keys, strict=True)
             if one.codes is not None
         ),
@@ -174,18 +176,13 @@ def _row(collection: int, record: Record, key: int, stamp: int, seq: int) -> tup
         None if record.codes is None else len(record.codes),
         record.metadata,
         record.text,
+        of_document(key, record.doc_id, record.metadata, record.text),
     )
 
 
 def _vectors(record: Record, key: int) -> tuple[int | bytes | None, ...]:
-    """Little endian: dense and weights float32, term ids int32; NULL is an absent output."""
-    dense, sparse = record.embedding.dense, record.embedding.sparse
-    return (
-        key,
-        None if dense is None else np.asarray(dense, "<f4").tobytes(),
-        None if sparse is None else np.asarray(sparse.indices, "<i4").tobytes(),
-        None if sparse is None else np.asarray(sparse.values, "<f4").tobytes(),
-    )
+    parts = vector_parts(record.embedding)
+    return (key, *parts, digest(key, *parts))
 
 
 def _pages(values: Sequence[Value]) -> Iterator[list[Value]]:

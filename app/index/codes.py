@@ -27,15 +27,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.index import code_kernels as kernels
-from app.index.code_vectors import ALIGNMENT, TILE
+from app.index.deferred import code_kernels as kernels
+from app.index.deferred import code_vectors as steps
 from app.index.workers import Workers
 from model.embedding import FloatArray
 
@@ -73,14 +73,14 @@ class TokenCodec:
     def row_bytes(self) -> int:
         """Bytes of one token vector."""
         values = -(-self.width * self._bits // 8)
-        return values if self._bits >= kernels.FLOATS else values + SCALE_BYTES
+        return values if self._plain else values + SCALE_BYTES
 
     def encode(self, vectors: FloatArray) -> bytes:
         """Shape: [n, C] float32, n >= 1. Raises ValueError where that or a value does not fit."""
         if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors):
             raise ValueError(f"token vectors are [1 or more, {self.width}], got {list(vectors.shape)}")
         rows = np.ascontiguousarray(vectors, np.float32)
-        if self._bits >= kernels.FLOATS:
+        if self._plain:
             if not np.isfinite(rows).all():
                 raise ValueError("a token vector holds a value that is not finite")
             with np.errstate(over="ignore"):
@@ -112,7 +112,7 @@ class TokenCodec:
     def decode(self, blob: bytes) -> FloatArray:
         """The vectors that a blob stands for, [n, C]. Raises ValueError where it is damaged."""
         count = self.rows(blob)
-        if self._bits >= kernels.FLOATS:
+        if self._plain:
             found = np.frombuffer(blob, self._float).reshape(count, self.width).astype(np.float32)
             if not np.isfinite(found).all():
                 raise ValueError(_DAMAGED)
@@ -163,7 +163,7 @@ class TokenCodec:
         maxima: NDArray[np.float64],
     ) -> bool:
         block = np.zeros((kernels.BLOCK_ROWS, queries.shape[1]), queries.dtype)
-        kind = np.float32 if self._bits >= kernels.FLOATS else np.int32
+        kind = np.float32 if self._plain else np.int32
         tile = np.empty((kernels.BLOCK_ROWS, kernels.GROUP), kind)
         return bool(
             kernels.best_sums(
@@ -185,8 +185,8 @@ class TokenCodec:
         """The query as the kernel takes it, padded, and what 1 of each of its vectors is worth."""
         count = len(query)
         # Unpacking writes up to 7 values more than C.
-        shape = _multiple(count, TILE), _multiple(self.width + 7, ALIGNMENT)
-        if self._bits >= kernels.FLOATS:
+        shape = _multiple(count, steps.TILE), _multiple(self.width + 7, steps.ALIGNMENT)
+        if self._plain:
             if not np.isfinite(query).all():
                 raise ValueError("a query vector holds a value that is not finite")
             floats = np.zeros(shape, np.float32)
@@ -208,6 +208,11 @@ class TokenCodec:
     @property
     def _bits(self) -> int:
         return _BITS[self.kind]
+
+    @property
+    def _plain(self) -> bool:
+        """Whether values are stored as floats, not as codes."""
+        return self.kind in ("float32", "float16")
 
     @property
     def _float(self) -> str:
@@ -253,8 +258,9 @@ class TokenCodec:
         return np.concatenate([self._levels[:1], np.diff(self._levels)]).astype(np.float32)
 
 
+@lru_cache(maxsize=16)
 def codec(kind: Kind, width: int) -> TokenCodec:
-    """The codec of a kind. Raises ValueError where it is unknown or the width is not positive."""
+    """The codec of a kind, its tables made once. Raises ValueError for an unknown kind or a width below 1."""
     return TokenCodec(kind, width)
 
 

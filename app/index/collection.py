@@ -21,9 +21,10 @@ from app.index import catalogue, changes, facts, fetch, records, upkeep
 from app.index.allowed import AllowedKeys
 from app.index.codes import Kind as ColbertKind
 from app.index.derived import Derived, Part
+from app.index.digests import Logged, Report, raised
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
-from app.index.measure import Measure, measured
+from app.index.measure import Measurable, Measure, measured
 from app.index.owner import FolderLock
 from app.index.rebuild import Progress, discard, layout_of, load, new_path, nothing, row_of
 from app.index.search import check, search
@@ -250,6 +251,7 @@ class Collection:
         self._merging = threading.Lock()
         self._derived: Derived | None = None
         self._allowed = AllowedKeys(key)
+        self._damage = Logged(info.name)
         self._layout = layout_of(info)
 
     @property
@@ -273,7 +275,7 @@ class Collection:
         is stored, and all of them get its number.
         """
         self._ready(vectors=True)
-        encoded = {one.doc_id: one for one in (records.encode(document, self.info) for document in documents)}
+        encoded = {one.doc_id: one for one in records.encode_all(documents, self.info, self._workers)}
         if not encoded:
             return []
         found_by = [row_of(self._layout, 0, 0, one.embedding) for one in encoded.values()]
@@ -315,7 +317,7 @@ class Collection:
     def embedding(self, doc_id: str) -> Embedding | None:
         """The stored vectors of one document, or None."""
         self._ready()
-        with self.view(None) as view:
+        with self.view(None, raised) as view:
             keys = changes.keys_of(view.connection, self._key, [doc_id])
             found = view.embeddings(view.documents(keys))
             return found[int(keys[0])] if keys.size else None
@@ -332,8 +334,8 @@ class Collection:
             return search(view, request, weights, self._timed)
 
     @contextmanager
-    def view(self, condition: Filter | None) -> Iterator[Snapshot]:
-        """What a search looks at, for as long as the block lasts."""
+    def view(self, condition: Filter | None, report: Report | None = None) -> Iterator[Snapshot]:
+        """What a search looks at, for as long as the block lasts; damaged documents are logged once."""
         self._ready()
         state = self._derived or self.load()
         with self._storage.read() as connection:
@@ -341,11 +343,13 @@ class Collection:
             if condition is not None:
                 with self._timed("filter"):
                     allowed = self._allowed.select(condition, connection)
-            yield Snapshot(connection, self._key, self.info, state, allowed, self._workers)
+            yield Snapshot(
+                connection, self._key, self.info, state, allowed, self._workers, report or self._damage
+            )
 
-    def measurable(self) -> tuple[int, str, Derived | None]:
+    def measurable(self) -> Measurable:
         """What `measured` asks for."""
-        return self._key, self.info.name, self._derived
+        return Measurable(self._key, self.info.name, self._derived, self._damage.count)
 
     def stats(self) -> CollectionStats:
         """Counts and sizes."""

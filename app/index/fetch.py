@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from app.index.digests import Report, damaged, digest, of_document, raised
 from app.index.errors import CollectionNotFound, StorageDamaged
 from app.index.facts import Keys
 from app.index.filters import is_unicode
@@ -21,7 +22,9 @@ from model.embedding import OUTPUTS, FloatArray, LexicalWeights
 PAGE = 500
 """Keys of one statement."""
 
-_STORED = "doc_id, text, metadata, tokens, truncated, seq, dense_bytes, sparse_bytes, colbert_bytes"
+_STORED = (
+    "key, digest, doc_id, text, metadata, tokens, truncated, seq, dense_bytes, sparse_bytes, colbert_bytes"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +37,8 @@ class Vectors:
     values: list[bytes | None]
     codes: list[bytes | None]
     """Token vectors, or all None where they were not asked for."""
+    tokens_of_row: list[bytes | None]
+    """Where token vectors are pooled: how many tokens each has, uint16."""
 
 
 def all_keys(connection: sqlite3.Connection, collection: int) -> Keys:
@@ -68,12 +73,18 @@ def documents(
     return [_stored(row) for row in connection.execute(sql, (collection, after, limit)).fetchall()]
 
 
-def documents_by_key(connection: sqlite3.Connection, keys: Keys) -> dict[int, StoredDocument]:
-    """Documents by their keys; those that are gone are left out."""
+def documents_by_key(
+    connection: sqlite3.Connection, keys: Keys, report: Report = raised
+) -> dict[int, StoredDocument]:
+    """Documents by their keys; those that are gone or damaged are left out."""
     found: dict[int, StoredDocument] = {}
     for page in _pages(keys):
-        sql = f"SELECT {_STORED}, key FROM documents WHERE key IN ({','.join('?' * len(page))})"
-        found.update({int(row[-1]): _stored(row[:-1]) for row in connection.execute(sql, page)})
+        sql = f"SELECT {_STORED} FROM documents WHERE key IN ({','.join('?' * len(page))})"
+        for row in connection.execute(sql, page):
+            try:
+                found[int(row[0])] = _stored(row)
+            except StorageDamaged as error:
+                report(error)
     return found
 
 
@@ -87,52 +98,52 @@ def ids_by_key(connection: sqlite3.Connection, keys: Keys) -> dict[int, str]:
     return found
 
 
-def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool) -> Vectors:
-    """The stored vectors of those keys that exist, in ascending order of key."""
-    found = Vectors(keys, [], [], [], [])
+def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report: Report = raised) -> Vectors:
+    """The stored vectors of those keys that exist and are not damaged, in ascending order of key."""
+    found = Vectors(keys, [], [], [], [], [])
     present: list[int] = []
-    last, join = "NULL", ""
-    if colbert:
-        last, join = "t.codes", "LEFT JOIN token_vectors t ON t.document = v.document"
+    last, join = _token_vectors("v.document", wanted=colbert)
     for page in _pages(np.sort(keys)):
         sql = (
-            f"SELECT v.document, v.dense, v.sparse_indices, v.sparse_values, {last} FROM vectors v {join} "
-            f"WHERE v.document IN ({','.join('?' * len(page))}) ORDER BY v.document"
+            f"SELECT v.document, v.digest, v.dense, v.sparse_indices, v.sparse_values, {last} "
+            f"FROM vectors v {join} WHERE v.document IN ({','.join('?' * len(page))}) ORDER BY v.document"
         )
-        for key, dense, indices, values, codes in connection.execute(sql, page):
+        for key, sealed, dense, indices, values, codes_sealed, codes, tokens_of_row in connection.execute(
+            sql, page
+        ):
+            if fault := _fault(key, (sealed, dense, indices, values), (codes_sealed, codes, tokens_of_row)):
+                report(fault)
+                continue
             present.append(key)
             found.dense.append(dense)
             found.indices.append(indices)
             found.values.append(values)
             found.codes.append(codes)
-    return Vectors(np.array(present, np.int64), found.dense, found.indices, found.values, found.codes)
-
-
-def tokens_of_rows(connection: sqlite3.Connection, keys: Keys) -> dict[int, bytes]:
-    """Of documents with pooled token vectors, how many tokens each row has, as uint16."""
-    found: dict[int, bytes] = {}
-    for page in _pages(keys):
-        marks = ",".join("?" * len(page))
-        sql = (
-            "SELECT document, tokens_of_row FROM token_vectors "
-            f"WHERE document IN ({marks}) AND tokens_of_row IS NOT NULL"
-        )
-        found.update(connection.execute(sql, page).fetchall())
-    return found
+            found.tokens_of_row.append(tokens_of_row)
+    return replace(found, keys=np.array(present, np.int64))
 
 
 def stream(
-    connection: sqlite3.Connection, keys: Keys, *, colbert: bool
+    connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report: Report = raised
 ) -> Iterator[tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]]:
-    """Key, stamp, dense vector, terms, weights and codes of documents, ascending, a page at a time."""
-    last, join = ("t.codes", "LEFT JOIN token_vectors t ON t.document = d.key") if colbert else ("NULL", "")
+    """Key, stamp, dense vector, terms, weights and codes of documents, ascending, a page at a time.
+
+    A damaged document has none of them.
+    """
+    last, join = _token_vectors("d.key", wanted=colbert)
     for page in _pages(np.sort(keys)):
         sql = (
-            f"SELECT d.key, d.stamp, v.dense, v.sparse_indices, v.sparse_values, {last} FROM documents d "
-            f"JOIN vectors v ON v.document = d.key {join} "
+            f"SELECT d.key, d.stamp, v.digest, v.dense, v.sparse_indices, v.sparse_values, {last} "
+            f"FROM documents d JOIN vectors v ON v.document = d.key {join} "
             f"WHERE d.key IN ({','.join('?' * len(page))}) ORDER BY d.key"
         )
-        yield from connection.execute(sql, page).fetchall()
+        for key, stamp, sealed, *parts, codes_sealed, codes, tokens_of_row in connection.execute(
+            sql, page
+        ).fetchall():
+            if fault := _fault(key, (sealed, *parts), (codes_sealed, codes, tokens_of_row)):
+                report(fault)
+                parts, codes = [None, None, None], None
+            yield key, stamp, *parts, codes
 
 
 def stats(connection: sqlite3.Connection, collection: int, name: str) -> CollectionStats:
@@ -160,7 +171,10 @@ def lexical(indices: bytes | None, values: bytes | None) -> LexicalWeights | Non
 
 
 def _stored(row: Sequence[object]) -> StoredDocument:
-    doc_id, text, metadata, tokens, truncated, seq, *sizes = row
+    key, sealed, doc_id, text, metadata, tokens, truncated, seq, *sizes = row
+    assert isinstance(key, int)
+    if sealed != of_document(key, str(doc_id), str(metadata), str(text)):
+        raise damaged(key, "text")
     outputs = frozenset(name for name, size in zip(OUTPUTS, sizes, strict=True) if size is not None)
     assert isinstance(tokens, int) and isinstance(seq, int)  # the columns are NOT NULL INTEGER
     try:
@@ -168,6 +182,26 @@ def _stored(row: Sequence[object]) -> StoredDocument:
     except ValueError as error:
         raise StorageDamaged("stored metadata is no JSON; restore a backup") from error
     return StoredDocument(str(doc_id), str(text), facts, tokens, bool(truncated), seq, outputs)
+
+
+def _token_vectors(document: str, *, wanted: bool) -> tuple[str, str]:
+    """Columns and join of token vectors, or columns without them."""
+    if not wanted:
+        return "NULL, NULL, NULL", ""
+    return "t.digest, t.codes, t.tokens_of_row", f"LEFT JOIN token_vectors t ON t.document = {document}"
+
+
+def _fault(
+    key: int,
+    vectors: tuple[int, *tuple[bytes | None, ...]],
+    codes: tuple[int | None, *tuple[bytes | None, ...]],
+) -> StorageDamaged | None:
+    """What is wrong with rows of `vectors` and `token_vectors`, each its digest and then its parts."""
+    if vectors[0] != digest(key, *vectors[1:]):
+        return damaged(key, "vectors")
+    if codes[0] is not None and codes[0] != digest(key, *codes[1:]):
+        return damaged(key, "token vectors")
+    return None
 
 
 def _pages(keys: Keys) -> Iterator[list[int]]:

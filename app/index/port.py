@@ -65,7 +65,10 @@ class View(Protocol):
         ...
 
     def scores(self, keys: Keys, query: Embedding) -> Scored:
-        """All three true scores of those that exist; NaN where query or document lacks the output."""
+        """All three true scores of those that exist; NaN where query or document lacks the output.
+
+        A store may leave out documents, here and below, that it knows to be damaged.
+        """
         ...
 
     def ids(self, keys: Keys) -> Mapping[int, str]:

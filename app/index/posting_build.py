@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from app.index.compiled import inlined, kernel
-from app.index.posting_kernels import RANGE, RANGE_BITS, Bytes, Cursors, Lists, Longs, end_of
+from app.index.posting_kernels import end_of
+from app.index.posting_types import RANGE, RANGE_BITS, Bytes, Cursors, Lists, Longs
 from model.embedding import FloatArray, IntArray
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.index import posting_build
-from app.index import posting_kernels as kernels
-from app.index.posting_kernels import (
+from app.index.deferred import posting_build
+from app.index.deferred import posting_kernels as kernels
+from app.index.posting_types import (
     HIGHEST,
     RANGE,
     RANGE_BITS,

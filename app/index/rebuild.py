@@ -20,6 +20,7 @@ from app.index import fetch, upkeep
 from app.index.arrays import DerivedDamaged
 from app.index.codes import codec
 from app.index.derived import Derived, Part
+from app.index.digests import Logged
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.muvera import DIMENSIONS, FixedEncoder
@@ -150,7 +151,9 @@ def _stored(
 ) -> Iterator[tuple[int, int, Embedding]]:
     """Key, stamp and what the layout needs of the stored vectors; StorageDamaged where they are none."""
     codes = codec(info.settings.colbert, info.colbert_dim) if "colbert" in layout.vectors else None
-    for key, stamp, dense, indices, values, blob in fetch.stream(connection, keys, colbert=codes is not None):
+    for key, stamp, dense, indices, values, blob in fetch.stream(
+        connection, keys, colbert=codes is not None, report=Logged(info.name)
+    ):
         try:
             rows = None if codes is None or blob is None else codes.decode(blob)
             yield key, stamp, Embedding(0, False, fetch.floats(dense), fetch.lexical(indices, values), rows)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.index.deferred import kernels
 from app.index.facts import Keys
-from app.index.kernels import Offsets, dense_scores, lexical_scores
 from app.index.rows import Tail, best
 from model.embedding import FloatArray, IntArray, LexicalWeights
+
+if TYPE_CHECKING:
+    from app.index.kernels import Offsets
 
 Flags = NDArray[np.bool_]
 
@@ -158,14 +161,14 @@ class Recent:
         """At most `count` usable rows with the highest inner products. Shapes: [D], [n] -> rows, scores."""
         vectors = self.vectors[name]
         rows = np.flatnonzero(usable & vectors.present)
-        return best(rows, dense_scores(query, vectors.matrix)[rows], count)
+        return best(rows, kernels.dense_scores(query, vectors.matrix)[rows], count)
 
     def search_weights(
         self, name: str, query: LexicalWeights, count: int, usable: Flags
     ) -> tuple[NDArray[np.int64], FloatArray]:
         """At most `count` usable rows that share a term with the query, highest scores first."""
         one = self.weights[name]
-        scores = lexical_scores(query.indices, query.values, one.offsets, one.terms, one.values)
+        scores = kernels.lexical_scores(query.indices, query.values, one.offsets, one.terms, one.values)
         rows = np.flatnonzero(usable & (scores > 0))
         return best(rows, scores[rows], count)
 

@@ -6,7 +6,9 @@ Legend: D hidden size, C ColBERT dimension. What is written is `changes.py`'s af
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from app.index.facts import Fact, facts
 from app.index.filters import is_unicode
 from app.index.pooling import pooled
 from app.index.values import CollectionInfo, Document
+from app.index.workers import Workers
 from model.embedding import Embedding, FloatArray
 
 MAX_ID_BYTES = 512
@@ -35,6 +38,18 @@ class Record:
     """The token vectors as the collection's settings say."""
     tokens_of_row: bytes | None
     """Where they were pooled: how many tokens each has, uint16."""
+
+
+def encode_all(documents: Sequence[Document], info: CollectionInfo, workers: Workers) -> list[Record]:
+    """`encode` of each, in order, side by side where they bear token vectors; the first fault is raised."""
+    count = workers.threads if any(one.embedding.colbert is not None for one in documents) else 1
+    size = max(1, -(-len(documents) // count))
+
+    def some(first: int) -> list[Record]:
+        return [encode(one, info) for one in documents[first : first + size]]
+
+    parts = workers.run([partial(some, first) for first in range(0, len(documents), size)])
+    return [one for part in parts for one in part]
 
 
 def encode(document: Document, info: CollectionInfo) -> Record:
@@ -59,6 +74,16 @@ def encode(document: Document, info: CollectionInfo) -> Record:
     except ValueError as error:
         raise DocumentInvalid(document.id, "colbert", str(error)) from error
     return Record(document.id, document.text, metadata, found, embedding, codes, tokens_of_row)
+
+
+def vector_parts(embedding: Embedding) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """Dense vector, term ids and weights as they are stored: little endian float32, int32, float32."""
+    dense, sparse = embedding.dense, embedding.sparse
+    return (
+        None if dense is None else np.asarray(dense, "<f4").tobytes(),
+        None if sparse is None else np.asarray(sparse.indices, "<i4").tobytes(),
+        None if sparse is None else np.asarray(sparse.values, "<f4").tobytes(),
+    )
 
 
 def token_codes(vectors: FloatArray | None, info: CollectionInfo) -> tuple[bytes | None, bytes | None]:

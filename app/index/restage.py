@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from app.index import catalogue, fetch, records
+from app.index.digests import damaged, digest, of_document
 from app.index.errors import (
     CollectionNotFound,
     DataFolderInUse,
@@ -39,7 +40,7 @@ STAGING = "reindex"
 """The folder of staged embeddings beside the database. It may be removed while no reindexing runs."""
 SEGMENTS = "segments"
 STAGING_ID = 0x54525653  # "TRVS"
-STAGING_VERSION = 1
+STAGING_VERSION = 2
 PAGE = 500
 """Documents that are adopted with one statement for each table."""
 
@@ -55,7 +56,9 @@ _SCHEMA = (
         sparse_indices BLOB,
         sparse_values BLOB,
         codes BLOB,
-        tokens_of_row BLOB
+        tokens_of_row BLOB,
+        vectors_digest INTEGER NOT NULL,
+        codes_digest INTEGER NOT NULL
     )
     """,
     # Which versions are staged is read from here, without passing over the vectors.
@@ -70,11 +73,12 @@ _CURRENT = (
 _ADOPT = (
     "DELETE FROM token_vectors WHERE document IN (SELECT key FROM documents INDEXED BY versions "
     "WHERE collection = :collection AND key BETWEEN :first AND :last)",
-    f"INSERT INTO token_vectors (document, codes, tokens_of_row) "
-    f"SELECT e.document, e.codes, e.tokens_of_row {_CURRENT} "
+    f"INSERT INTO token_vectors (document, codes, tokens_of_row, digest) "
+    f"SELECT e.document, e.codes, e.tokens_of_row, e.codes_digest {_CURRENT} "
     "AND e.codes IS NOT NULL ORDER BY e.document",
-    "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values) "
-    f"SELECT e.document, e.dense, e.sparse_indices, e.sparse_values {_CURRENT} ORDER BY e.document",
+    "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values, digest) "
+    f"SELECT e.document, e.dense, e.sparse_indices, e.sparse_values, e.vectors_digest {_CURRENT} "
+    "ORDER BY e.document",
     "UPDATE documents SET tokens = e.tokens, truncated = e.truncated, dense_bytes = length(e.dense), "
     "sparse_bytes = length(e.sparse_indices) + length(e.sparse_values), colbert_bytes = length(e.codes), "
     "stamp = random() & 0x7fffffffffffffff "
@@ -143,9 +147,16 @@ class Source:
     def texts(self, keys: Sequence[int]) -> list[Text]:
         """What those of the documents hold that exist, in ascending order of key."""
         marks = ",".join("?" * len(keys))
-        sql = f"SELECT key, stamp, doc_id, text FROM documents WHERE key IN ({marks}) ORDER BY key"
+        sql = (
+            "SELECT key, stamp, doc_id, text, metadata, digest "
+            f"FROM documents WHERE key IN ({marks}) ORDER BY key"
+        )
         with translated():
-            return [Text(*row) for row in self._connection.execute(sql, tuple(keys)).fetchall()]
+            rows = self._connection.execute(sql, tuple(keys)).fetchall()
+        for key, _, doc_id, text, metadata, sealed in rows:
+            if sealed != of_document(key, doc_id, metadata, text):
+                raise damaged(key, "text")
+        return [Text(*row[:4]) for row in rows]
 
     def close(self) -> None:
         """Let the database go."""
@@ -184,24 +195,24 @@ class Staging:
     def row(self, text: Text, embedding: Embedding) -> Row:
         """A document's embedding as an upsert would store it; DocumentInvalid where it cannot be."""
         record = records.encode(Document(text.doc_id, text.text, embedding), self._target)
-        dense, sparse = embedding.dense, embedding.sparse
+        parts = records.vector_parts(embedding)
         return (
             text.key,
             text.stamp,
             embedding.tokens,
             int(embedding.truncated),
-            None if dense is None else np.asarray(dense, "<f4").tobytes(),
-            None if sparse is None else np.asarray(sparse.indices, "<i4").tobytes(),
-            None if sparse is None else np.asarray(sparse.values, "<f4").tobytes(),
+            *parts,
             record.codes,
             record.tokens_of_row,
+            digest(text.key, *parts),
+            digest(text.key, record.codes, record.tokens_of_row),
         )
 
     def put(self, rows: Sequence[Row]) -> None:
         """Keep these rows: a process that is killed afterwards has them, StorageFull keeps none."""
         with _staged(self.path), _transaction(self._connection, "BEGIN"):
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO embeddings VALUES ({', '.join('?' * 9)})", rows
+                f"INSERT OR REPLACE INTO embeddings VALUES ({', '.join('?' * 11)})", rows
             )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from app.index import fetch
 from app.index.codes import codec
 from app.index.derived import Derived, Usable
+from app.index.digests import Report
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.muvera import FixedEncoder
@@ -40,6 +41,8 @@ class Snapshot:
     allowed: Keys | None
     """What the filter allows; None is everything."""
     workers: Workers
+    report: Report
+    """Hears of documents that are left out because they are damaged."""
 
     @property
     def count(self) -> int:
@@ -92,7 +95,7 @@ class Snapshot:
 
     def scores(self, keys: Keys, query: Embedding) -> Scored:
         """All three true scores of those that exist."""
-        return score(self.connection, keys, query, self.info, self.workers)
+        return score(self.connection, keys, query, self.info, self.workers, self.report)
 
     def ids(self, keys: Keys) -> Mapping[int, str]:
         """Documents' ids by their keys."""
@@ -100,16 +103,16 @@ class Snapshot:
 
     def documents(self, keys: Keys) -> dict[int, StoredDocument]:
         """Documents by their keys."""
-        return fetch.documents_by_key(self.connection, keys)
+        return fetch.documents_by_key(self.connection, keys, self.report)
 
     def embeddings(self, documents: Mapping[int, StoredDocument]) -> dict[int, Embedding]:
         """Stored vectors; token vectors as their codec gives them back, a pooled one for each of its tokens.
 
         StorageDamaged where it cannot.
         """
-        found = fetch.vectors(self.connection, np.array(sorted(documents), np.int64), colbert=True)
+        wanted = np.array(sorted(documents), np.int64)
+        found = fetch.vectors(self.connection, wanted, colbert=True, report=self.report)
         codes = codec(self.info.settings.colbert, self.info.colbert_dim)
-        pooled = fetch.tokens_of_rows(self.connection, found.keys)
         embeddings: dict[int, Embedding] = {}
         for place, key in enumerate(found.keys.tolist()):
             blob = found.codes[place]
@@ -119,7 +122,7 @@ class Snapshot:
                     documents[key].truncated,
                     fetch.floats(found.dense[place]),
                     fetch.lexical(found.indices[place], found.values[place]),
-                    None if blob is None else _spread(codes.decode(blob), pooled.get(key)),
+                    None if blob is None else _spread(codes.decode(blob), found.tokens_of_row[place]),
                 )
             except ValueError as error:
                 raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from app.index import digests
 from app.index.errors import StorageDamaged, StorageFault, StorageFull, StorageUnavailable
 
 FILE_NAME = "trivec.sqlite3"
@@ -139,6 +140,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE facts_in_order RENAME TO facts",
         "CREATE INDEX facts_by_document ON facts (document)",
     ),
+    (
+        # What the rows hold is checked when they are read (`digests.py`).
+        *(
+            f"ALTER TABLE {table} ADD COLUMN digest INTEGER NOT NULL DEFAULT 0"
+            for table in ("documents", "vectors", "token_vectors")
+        ),
+        "UPDATE documents SET digest = "
+        "digest(key, CAST(doc_id AS BLOB), CAST(metadata AS BLOB), CAST(text AS BLOB))",
+        "UPDATE vectors SET digest = digest(document, dense, sparse_indices, sparse_values)",
+        "UPDATE token_vectors SET digest = digest(document, codes, tokens_of_row)",
+    ),
 )
 
 
@@ -249,6 +261,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     if version == len(MIGRATIONS):
         return
+    digests.install(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statements in MIGRATIONS[version:]:

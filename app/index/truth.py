@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from app.index import fetch
 from app.index.codes import codec
+from app.index.deferred import kernels
+from app.index.digests import Report
 from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.fusion import Legs
-from app.index.kernels import exact_dense_scores, lexical_scores
 from app.index.port import Scored
 from app.index.values import CollectionInfo
 from app.index.workers import Workers
@@ -28,13 +29,19 @@ PAGE = 256
 
 
 def score(
-    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+    connection: sqlite3.Connection,
+    keys: Keys,
+    query: Embedding,
+    info: CollectionInfo,
+    workers: Workers,
+    report: Report,
 ) -> Scored:
     """All three scores of those keys that exist, as the connection's transaction sees them.
 
-    NaN where query or document lacks the output. StorageDamaged where stored bytes make no vectors.
+    Damaged documents are reported and left out. NaN where query or document lacks the output.
+    StorageDamaged where stored bytes make no vectors.
     """
-    pages = [_page(connection, page, query, info, workers) for page in _pages(keys)]
+    pages = [_page(connection, page, query, info, workers, report) for page in _pages(keys)]
     if len(pages) == 1:
         return pages[0]
     empty = np.empty(0, np.float64)
@@ -48,9 +55,14 @@ def _pages(keys: Keys) -> list[Keys]:
 
 
 def _page(
-    connection: sqlite3.Connection, keys: Keys, query: Embedding, info: CollectionInfo, workers: Workers
+    connection: sqlite3.Connection,
+    keys: Keys,
+    query: Embedding,
+    info: CollectionInfo,
+    workers: Workers,
+    report: Report,
 ) -> Scored:
-    found = fetch.vectors(connection, keys, colbert=query.colbert is not None)
+    found = fetch.vectors(connection, keys, colbert=query.colbert is not None, report=report)
     try:
         legs = Legs(
             _dense(query, found.dense, info.hidden_size),
@@ -68,7 +80,7 @@ def _dense(query: Embedding, blobs: Sequence[bytes | None], width: int) -> NDArr
     if query.dense is not None and present:
         joined = b"".join(blob for blob in blobs if blob is not None)
         matrix = np.frombuffer(joined, "<f4").reshape(len(present), width)  # [n, D]
-        scores[present] = exact_dense_scores(np.ascontiguousarray(query.dense, np.float32), matrix)
+        scores[present] = kernels.exact_dense_scores(np.ascontiguousarray(query.dense, np.float32), matrix)
     return scores
 
 
@@ -84,7 +96,7 @@ def _sparse(
         if len(terms) != len(weights):
             raise ValueError(f"{len(terms)} lexical terms with {len(weights)} weights")
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        scores[present] = lexical_scores(*_plain(query.sparse), offsets, terms, weights)
+        scores[present] = kernels.lexical_scores(*_plain(query.sparse), offsets, terms, weights)
     return scores
 
 

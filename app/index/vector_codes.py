@@ -10,25 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.index.vector_kernels import (
-    QUERY_BITS,
-    Patterns,
-    Places,
-    Words,
-    add_rows,
-    encode,
-    highest,
-    rotate,
-    scan,
-    scan_some,
-)
+from app.index.deferred import vector_kernels as kernels
 from app.index.workers import Workers
 from model.embedding import FloatArray
+
+if TYPE_CHECKING:
+    from app.index.vector_kernels import Patterns, Places, Words
 
 MARGIN = 2.5
 """Standard deviations of a code's error between an estimate and its upper bound."""
@@ -93,7 +85,7 @@ class Codes:
         padded = _padded(width)
         centre = np.zeros(width, np.float64)
         sample = np.linspace(0, count - 1, min(count, SAMPLE_ROWS)).astype(np.int64)
-        add_rows(rows, sample, centre)
+        kernels.add_rows(rows, sample, centre)
         made = cls(
             np.empty((count, padded // 64), np.uint64),
             np.empty(count, np.float32),
@@ -109,7 +101,7 @@ class Codes:
 
     def _encode(self, rows: Patterns, block: slice) -> float:
         outputs = self.codes[block], self.scales[block], self.along[block]
-        return encode(rows[block], self.centre, self.signs, *outputs)
+        return kernels.encode(rows[block], self.centre, self.signs, *outputs)
 
     @classmethod
     def of(cls, arrays: dict[str, NDArray[Any]], count: int, width: int) -> Codes:
@@ -152,13 +144,14 @@ class Codes:
         share = across / square if square > 0 else 0.0
         rotated = np.zeros(self.signs.shape[1], np.float32)
         rotated[: len(query)] = query - np.float32(share) * self.centre
-        rotate(rotated, self.signs)
+        kernels.rotate(rotated, self.signs)
         length = float(np.linalg.norm(rotated))
         step = QUANTUM * length / len(rotated) ** 0.5 or 1.0
-        least, most = -(1 << (QUERY_BITS - 1)), (1 << (QUERY_BITS - 1)) - 1
-        whole = np.clip(np.rint(rotated / step), least, most).astype(np.int8)  # [P]
+        bits = kernels.QUERY_BITS
+        half = 1 << (bits - 1)
+        whole = np.clip(np.rint(rotated / step), -half, half - 1).astype(np.int8)  # [P]
         planes = np.stack(
-            [np.packbits((whole >> bit) & 1, bitorder="little").view(np.uint64) for bit in range(QUERY_BITS)]
+            [np.packbits((whole >> bit) & 1, bitorder="little").view(np.uint64) for bit in range(bits)]
         )
         # The code's own error acts on the whole query; the query's rounding adds its own to it.
         rounding = float(np.linalg.norm(rotated - step * whole))
@@ -194,9 +187,9 @@ class Codes:
             bounds, places = np.empty(BUFFER * share, np.float32), np.empty(BUFFER * share, np.int64)
             mine = np.ascontiguousarray(blocks[part::parts])
             if chosen is None:
-                used = scan(*given, mine, flags, floor, share, bounds, places)
+                used = kernels.scan(*given, mine, flags, floor, share, bounds, places)
             else:
-                used = scan_some(*given, mine, chosen, floor, share, bounds, places)
+                used = kernels.scan_some(*given, mine, chosen, floor, share, bounds, places)
             return places[:used], bounds[:used]
 
         found = run([partial(task, part) for part in range(parts)], workers)
@@ -206,7 +199,7 @@ class Codes:
             order = np.argsort(places)
             places, bounds = places[order], bounds[order]
         if len(places) > most:
-            keep = highest(bounds, most)
+            keep = kernels.highest(bounds, most)
             places, bounds = places[keep], bounds[keep]
         return places, bounds + np.float32(question.added)
 

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.index.faiss_index import FaissIndex
+from app.index.deferred import faiss_index
+from app.index.deferred import vector_kernels as kernels
 from app.index.rows import best
 from app.index.vector_codes import MARGIN, Codes, fixed, run, slices
-from app.index.vector_kernels import Patterns, Places, highest, inner_products
 from app.index.workers import Workers
 from model.embedding import FloatArray
+
+if TYPE_CHECKING:
+    from app.index.faiss_index import FaissIndex
+    from app.index.vector_kernels import Patterns, Places
 
 DenseKind = Literal["auto", "exact", "rabitq", "ivf", "hnsw"]
 
@@ -83,7 +87,7 @@ class DenseSegment:
         if kind != "rabitq":
             if count <= EXACT_ROWS:
                 return bare
-            index = FaissIndex.build(bare._patterns, kind, workers)
+            index = faiss_index.FaissIndex.build(bare._patterns, kind, workers)
             if index is not None:
                 return cls(rows, None, index)
         return cls(rows, Codes.of_rows(bare._patterns, workers))
@@ -97,7 +101,7 @@ class DenseSegment:
         if not rows.size:
             raise ValueError(f"a dense segment without rows has no arrays, got {sorted(arrays)}")
         if "faiss" in arrays:
-            return cls(rows, None, FaissIndex.of(arrays, *rows.shape))
+            return cls(rows, None, faiss_index.FaissIndex.of(arrays, *rows.shape))
         return cls(rows, Codes.of(arrays, *rows.shape))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -146,7 +150,7 @@ class DenseSegment:
             # Bounds that are no numbers: products as large as float32 can hold.
             return self._exact(query, count, usable, workers)
         # The highest bounds first: their scores say which of the others may still matter.
-        ahead = highest(bounds, 2 * count)
+        ahead = kernels.highest(bounds, 2 * count)
         first = places[ahead]
         scores = self._scored(query, first, workers)
         reached = np.partition(scores, len(first) - count)[len(first) - count]
@@ -213,7 +217,7 @@ class DenseSegment:
         out = np.empty(len(places), np.float32)
         patterns = self._patterns
         tasks = [
-            partial(inner_products, patterns, places[part], query, out[part])
+            partial(kernels.inner_products, patterns, places[part], query, out[part])
             for part in _shares(len(places), workers)
         ]
         run(tasks, workers)

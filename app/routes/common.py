@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from app.answers import PiecesResponse, gathered, json_pieces
 from app.errors import InvalidRequest, LimitExceeded
-from app.ports import ModelCard
-from app.schemas.base import EmbeddingBody, ModeName, SparseWeights, WeightsBody
-from app.service import Service
+from app.ports import ModelCard, Tokenized
+from app.schemas.base import Cut, EmbeddingBody, ModeName, SparseWeights, WeightsBody
+from app.service import Kind, Service, refuse_long
 from app.telemetry import Record
 from model.embedding import Embedding, LexicalWeights, Output
 from model.scoring import FusionWeights
@@ -23,6 +23,8 @@ OUTPUTS_OF_MODE: Mapping[ModeName, tuple[Output, ...]] = {
     "sparse": ("sparse",),
     "colbert": ("colbert",),
 }
+
+TRUNCATED_HEADER = "X-Truncated-Texts"
 
 FEW_VALUES = 10_000
 """Written in a few milliseconds."""
@@ -41,6 +43,53 @@ def check_number(value: int, limit: int, param: str) -> None:
     if value > limit:
         # The value itself is not repeated: it may have a thousand digits.
         raise LimitExceeded(f"the limit is {limit}", param=param)
+
+
+def check_numbers(numbers: int, limit: int, advice: str, param: str) -> None:
+    """Raise LimitExceeded, before the model works, where the answer would be too large to be JSON."""
+    if numbers > limit:
+        raise LimitExceeded(
+            f"the answer would be {numbers} JSON numbers, the limit is {limit}; {advice}", param=param
+        )
+
+
+def check_width(asked: int | None, width: int, param: str) -> None:
+    """Raise InvalidRequest where vectors of another width than the model's are asked for."""
+    if asked is not None and asked != width:
+        raise InvalidRequest(
+            f"this model gives {width} dimensions, and its vectors cannot be shortened", param=param
+        )
+
+
+def check_cut(tokenized: Sequence[Tokenized], limit: int, cut: Cut, param: str) -> None:
+    """Raise where a text is longer than the limit and may not be cut, or not at its end.
+
+    Raises TextTooLong for "NONE", InvalidRequest for "START".
+    """
+    if cut == "NONE":
+        refuse_long(tokenized, limit, param)
+    if cut == "START":
+        for place, one in enumerate(tokenized):
+            if one.total > limit:
+                raise InvalidRequest(
+                    f"the text has {one.total} tokens, the limit is {limit}, and only its end can be cut off",
+                    param=f"{param}.{place}",
+                )
+
+
+def truncation(tokenized: Sequence[Tokenized]) -> dict[str, str]:
+    """A header that says how many texts were cut, for formats without a field for it; absent for none."""
+    return truncated_header(sum(one.total > len(one.ids) for one in tokenized))
+
+
+def truncated_header(texts: int) -> dict[str, str]:
+    """The same from the number of texts."""
+    return {TRUNCATED_HEADER: str(texts)} if texts else {}
+
+
+def kind_of(*hints: str | None) -> Kind:
+    """`query` where a hint of another API says so: `query`, `search_query`, `retrieval.query` and so on."""
+    return "query" if any(hint is not None and hint.endswith("query") for hint in hints) else "passage"
 
 
 def fusion_weights(body: WeightsBody | None, param: str = "weights") -> FusionWeights | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,9 @@ from fastapi.responses import Response
 
 from app.access import ReadRoute
 from app.answers import numbers_of
-from app.errors import InvalidRequest, LimitExceeded
-from app.index.fusion import weights_present
-from app.routes.common import OUTPUTS_OF_MODE, check_count, fusion_weights, json_answer, usage
+from app.errors import InvalidRequest
+from app.reranking import embed_candidates
+from app.routes.common import OUTPUTS_OF_MODE, check_count, check_numbers, fusion_weights, json_answer, usage
 from app.schemas.base import COMMON_ERRORS, errors, listed
 from app.schemas.native import (
     EmbedRequest,
@@ -26,8 +27,6 @@ from app.schemas.native import (
 from app.service import refuse_long, service_of
 from app.telemetry import record_of
 from app.wire import SAFETENSORS, embedding_json, row_numbers, safetensors_body
-from model.embedding import OUTPUTS, Embedding
-from model.scoring import FusionWeights, colbert_score, dense_score, hybrid_score, lexical_score
 
 router = APIRouter(route_class=ReadRoute, tags=["model"])
 
@@ -68,7 +67,12 @@ async def embed(body: EmbedRequest, request: Request) -> Response:
         colbert=row_numbers(card.colbert_dim, body.encoding, body.dtype),
     )
     if not wants_tensors:
-        _check_numbers(numbers, service.settings.max_json_numbers, body)
+        advice = (
+            "ask for fewer texts or `outputs`, for `encoding` base64, or send "
+            "`Accept: application/vnd.safetensors`"
+        )
+        param = "encoding" if body.outputs is not None else "outputs"
+        check_numbers(numbers, service.settings.max_json_numbers, advice, param)
     embedded = await service.embed_tokens(record, tokenized, outputs, normalize=body.normalize)
     if wants_tensors:
         # One copy of memory after another, which numpy does without holding up the others.
@@ -86,16 +90,6 @@ async def embed(body: EmbedRequest, request: Request) -> Response:
     return await json_answer(service, lambda: answer, numbers + embedded.tokens)
 
 
-def _check_numbers(numbers: int, limit: int, body: EmbedRequest) -> None:
-    """Raise LimitExceeded, before the model works, where the answer would be too large to be JSON."""
-    if numbers > limit:
-        raise LimitExceeded(
-            f"the answer would be {numbers} JSON numbers, the limit is {limit}; ask for fewer texts or "
-            "`outputs`, for `encoding` base64, or send `Accept: application/vnd.safetensors`",
-            param="encoding" if body.outputs is not None else "outputs",
-        )
-
-
 @router.post(
     "/rerank",
     response_model=RerankResponse,
@@ -107,53 +101,25 @@ async def rerank(body: RerankRequest, request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     check_count(body.documents, service.settings.max_texts, "documents")
     service.outputs(OUTPUTS_OF_MODE[body.mode], "mode")
-    outputs = service.outputs(None, "outputs")
-    weights = weights_present(fusion_weights(body.weights) or FusionWeights(), outputs)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
-    tokens = [
-        *await service.tokenize([body.query], service.length_limit("query", None)),
-        *await service.tokenize(texts, service.length_limit("passage", None)),
-    ]
-    embedded = await service.embed_tokens(record, tokens, outputs)
-    query, *documents = embedded.embeddings
+    candidates = await embed_candidates(
+        service, record, body.query, texts, weights=fusion_weights(body.weights)
+    )
 
     def answer() -> dict[str, Any]:
-        results = [_reranked(query, one, place, body, weights) for place, one in enumerate(documents)]
-        # A stable sort: equal scores keep the order in which the client sent them.
-        results.sort(key=lambda result: -result["score"])
+        by = None if body.mode == "hybrid" else body.mode
+        results = [asdict(one) for one in candidates.best_first(by)[: body.top_n]]
         if body.return_documents:
             results = [{**one, "text": texts[one["index"]]} for one in results]
         return {
             "model": service.model.card.name,
             "mode": body.mode,
-            "results": results[: body.top_n],
+            "results": results,
             "usage": usage(record),
         }
 
     # Scoring takes as long as writing ten values for each token.
-    return await json_answer(service, answer, 10 * embedded.tokens)
-
-
-def _reranked(
-    query: Embedding, document: Embedding, place: int, body: RerankRequest, weights: FusionWeights
-) -> dict[str, Any]:
-    scores = _scores(query, document)
-    if body.mode == "hybrid":
-        score = float(hybrid_score(weights, *(scores[name] or 0.0 for name in OUTPUTS)))
-    else:
-        score = scores[body.mode] or 0.0
-    return {"index": place, "score": score, "scores": scores}
-
-
-def _scores(query: Embedding, document: Embedding) -> dict[str, float | None]:
-    scores: dict[str, float | None] = {"dense": None, "sparse": None, "colbert": None}
-    if query.dense is not None and document.dense is not None:
-        scores["dense"] = dense_score(query.dense, document.dense)
-    if query.sparse is not None and document.sparse is not None:
-        scores["sparse"] = lexical_score(query.sparse, document.sparse)
-    if query.colbert is not None and document.colbert is not None:
-        scores["colbert"] = colbert_score(query.colbert, document.colbert)
-    return scores
+    return await json_answer(service, answer, 10 * candidates.tokens)
 
 
 @router.post(

@@ -138,7 +138,7 @@ async def _queries(service: Service, record: Record, body: SearchBody) -> list[S
     if isinstance(body.query, EmbeddingBody):
         return [await _supplied(service, body.query, "query")]
     limit = service.length_limit("query", None)
-    embedded = await service.embed(record, listed(body.query), frozenset(card.outputs), limit)
+    embedded = await service.embed_queries(record, listed(body.query), frozenset(card.outputs), limit)
     return [Side(*pair) for pair in zip(embedded.embeddings, embedded.tokenized, strict=True)]
 
 

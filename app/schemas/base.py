@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 Text = Annotated[str, StringConstraints(min_length=1)]
 OutputName = Literal["dense", "sparse", "colbert"]
 KindName = Literal["query", "passage"]
+Cut = Literal["NONE", "START", "END"]
+"""What becomes of a text that is too long, as Cohere and others name it."""
+VectorKind = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+"""How other APIs write a vector; see `app.wire.foreign_rows`."""
 ModeName = Literal["hybrid", "dense", "sparse", "colbert"]
 
 
@@ -17,6 +21,15 @@ class RequestBody(BaseModel):
     """A request: unknown fields are refused, and a type is what JSON says it is ("5" is not 5)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ForeignBody(BaseModel):
+    """A request in the format of another API: fields that Trivec does not know are ignored.
+
+    Clients of those APIs send many, each release new ones. Types are as strict as everywhere.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ResponseBody(BaseModel):
@@ -50,6 +63,24 @@ Texts = Annotated[
 def listed(texts: str | list[str]) -> list[str]:
     """One text or several as several."""
     return [texts] if isinstance(texts, str) else texts
+
+
+class TextObject(ForeignBody):
+    """A text written as an object."""
+
+    text: Text = Field(description="The text.")
+
+
+TextItem = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[TextObject, Tag("<object>")],
+    branch({str: "<text>", dict: "<object>"}, "a string or an object with `text`"),
+]
+"""A text as other APIs take it."""
+
+
+def text_of(item: str | TextObject) -> str:
+    """The text itself."""
+    return item if isinstance(item, str) else item.text
 
 
 class SparseWeights(RequestBody):
@@ -140,3 +171,14 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 COMMON_ERRORS = (401, 413, 415, 422, 500, 503, 504)
 """Every gated route may answer so."""
+
+
+def errors_like(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for errors in the form of an API that is imitated (`app.error_formats`)."""
+    return {
+        "4XX": {
+            "model": model,
+            "description": "Refused; 400 where a field is not valid, 429 where the queue is full",
+        },
+        "5XX": {"model": model, "description": "Not ready, shutting down, too late, or failed"},
+    }

@@ -57,12 +57,16 @@ FILTERS: Mapping[str, Condition] = {
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How to search. `candidates` is what each leg puts up, where a side has such a thing."""
+    """How to search. `candidates` is what each leg puts up, where a side has such a thing; 0: as it likes."""
 
     mode: Mode
     k: int = 10
     filter: str | None = None
     candidates: int = 100
+
+
+USUAL = Ask("hybrid")
+"""What is asked where nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.encode_sides.pairing import spread
 from benchmarks.search_sides.measuring import Rounds, digits, recall, summary
-from benchmarks.search_sides.protocol import Ask, Mode
+from benchmarks.search_sides.protocol import USUAL, Ask, Mode
 from benchmarks.search_sides.truth import Truth
 
 MIB = 2**20
@@ -27,6 +27,7 @@ def row_of(ask: Ask, rounds: Rounds, truth: Truth | None, order: Mode | None = N
     best = None if truth is None else truth.best(ask)
     row: dict[str, Any] = {
         "mode": ask.mode,
+        "top": ask.k,
         "filter": ask.filter,
         "candidates": ask.candidates,
         "queries": len(rounds.queries),
@@ -40,7 +41,7 @@ def row_of(ask: Ask, rounds: Rounds, truth: Truth | None, order: Mode | None = N
         if best is not None:
             # Of a side's every round the first: it is to give the same each time.
             known = min(len(best), len(rounds.queries))
-            row[name]["recall_at_10"] = digits(recall(replies[0]["found"][:known], best[:known]))
+            row[name][f"recall_at_{ask.k}"] = digits(recall(replies[0]["found"][:known], best[:known]))
             row[name]["recall_queries"] = known
             own = None if truth is None or order is None else truth.best(replace(ask, mode=order))
             if name == "peer" and own is not None and ask.mode == "hybrid":
@@ -59,8 +60,11 @@ def filling(loaded: Mapping[str, Any]) -> str:
 def told(row: Mapping[str, Any]) -> str:
     """A row as a line."""
     name = row["mode"] + (f", filter {row['filter']}" if row["filter"] else "")
-    if row["candidates"] != Ask("hybrid").candidates:
-        name += f", {row['candidates']} candidates"
+    if row["top"] != USUAL.k:
+        name += f", top {row['top']}"
+    if row["candidates"] != USUAL.candidates:
+        name += f", {row['candidates'] or 'its own number of'} candidates"
+    recalled = f"recall_at_{row['top']}"
     line = f"  {name}:"
     if "times_as_fast" in row:
         ratio = row["times_as_fast"]
@@ -69,7 +73,7 @@ def told(row: Mapping[str, Any]) -> str:
         if side in row:
             one = row[side]
             line += f" {side} p50 {one['p50_ms']} p99 {one['p99_ms']} ms"
-            line += f" recall {one['recall_at_10']}" if "recall_at_10" in one else ""
+            line += f" recall {one[recalled]}" if recalled in one else ""
             if "recall_at_10_of_its_own_order" in one:
                 line += f" (of its own order {one['recall_at_10_of_its_own_order']})"
             line += f" (others' cores {one['cores_taken_by_others']});"

@@ -107,7 +107,7 @@ class TrivecSide:
             ),
             mode=MODES[ask.mode],
             top_k=ask.k,
-            candidates=ask.candidates,
+            candidates=ask.candidates or None,
             filter=_filter(ask.filter),
         )
 
