@@ -82,10 +82,10 @@ class Batcher:
         with self._wake:
             return self._lanes.tokens
 
-    def depth(self, lane: Lane) -> tuple[int, int]:
-        """Texts and tokens that wait in a lane."""
+    def waiting(self) -> dict[Lane, tuple[int, int]]:
+        """Texts and their tokens that wait in each lane."""
         with self._wake:
-            return self._lanes.depth(lane)
+            return {lane: self._lanes.depth(lane) for lane in self._lanes.jobs}
 
     @property
     def batch_tokens(self) -> int:
@@ -187,8 +187,7 @@ class Batcher:
         nested, self._nested_s, began = self._nested_s, 0.0, time.monotonic()
         try:
             results = self._results(batch)
-            took = time.monotonic() - began - self._nested_s
-            tokens = sum(work.ids.size for work in batch)
+            took, tokens = time.monotonic() - began - self._nested_s, sum(work.ids.size for work in batch)
             self._observe(tokens, took)
             self._observer.batch(batch[0].lane, len(batch), tokens, took)
             self._deliver(batch, results, took)

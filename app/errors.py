@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from app.error_formats import Problem, error_format
 from app.index import errors as index
@@ -222,9 +222,23 @@ def note_code(scope: Scope, code: str) -> None:
         record.code = code
 
 
-def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+class ErrorResponse(JSONResponse):
+    """An error body; telemetry learns its code when it is sent."""
+
+    def __init__(
+        self, content: Mapping[str, object], status: int, headers: Mapping[str, str], code: str
+    ) -> None:
+        super().__init__(dict(content), status, headers)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        note_code(scope, self._code)
+        await super().__call__(scope, receive, send)
+
+
+def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | None = None) -> ErrorResponse:
     """The HTTP answer to a problem with the request of this ASGI scope, in the form its path stands for."""
-    note_code(scope, problem.code)
     own = dict(headers or {})
     if problem.retry_after_s is not None:
         own["Retry-After"] = str(problem.retry_after_s)
@@ -232,7 +246,7 @@ def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | 
         own["WWW-Authenticate"] = "Bearer"
     path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
     found = error_format(path)(problem, str(scope.get(REQUEST_ID, "")))
-    return JSONResponse(dict(found.body), found.status, own)
+    return ErrorResponse(found.body, found.status, own, problem.code)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

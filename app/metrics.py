@@ -122,6 +122,10 @@ class Metrics:
             "trivec_forward_failures_total",
             "Forward passes that raised, had not enough memory, or gave no sound numbers.",
         )
+        self._cache_hits = counter("trivec_cache_hits_total", "Query texts whose embedding was in the cache.")
+        self._cache_misses = counter(
+            "trivec_cache_misses_total", "Query texts that were looked for in the cache and not found."
+        )
         self._search = histogram(
             "trivec_search_seconds", "One search in a collection's index.", buckets=INDEX_SECONDS
         )
@@ -229,6 +233,11 @@ class Metrics:
     def texts_truncated(self, count: int) -> None:
         """Texts that were cut."""
         self._truncated.inc(count)
+
+    def cache_looked_up(self, hits: int, misses: int) -> None:
+        """Query texts that were looked for in a cache of embeddings."""
+        self._cache_hits.inc(hits)
+        self._cache_misses.inc(misses)
 
     @contextmanager
     def timed(self, work: Work) -> Iterator[None]:

@@ -10,14 +10,12 @@ import logging
 import platform
 import threading
 from collections.abc import Iterator, Sequence
-from typing import get_args
 
 from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from app.index.errors import IndexFault
 from app.index.measure import CollectionMeasure, Measure
-from app.lanes import Lane
 from app.ports import CountsAttention
 from app.service import Service
 
@@ -44,7 +42,11 @@ class ServiceCollector:
         yield from self._state()
         yield from self._queue()
         yield from self._attention()
-        yield from self._cache()
+        yield _gauge(
+            "trivec_cache_bytes",
+            "Bytes of the query embeddings in the cache, about.",
+            self._service.cache.bytes,
+        )
         measure = self._measure()
         yield _gauge(
             "trivec_storage_up", "1 where the index answered this scrape, else 0.", measure is not None
@@ -78,8 +80,7 @@ class ServiceCollector:
 
     def _queue(self) -> Iterator[Metric]:
         service = self._service
-        lanes = get_args(Lane) if service.loaded else ()
-        waiting = {lane: service.batcher.depth(lane) for lane in lanes}
+        waiting = service.batcher.waiting() if service.loaded else {}
         tokens = GaugeMetricFamily(
             "trivec_queue_tokens", "Tokens that wait and that no batch has taken.", labels=["lane"]
         )
@@ -129,16 +130,6 @@ class ServiceCollector:
         yield needed
         yield computed
         yield share
-
-    def _cache(self) -> Iterator[Metric]:
-        cache = self._service.cache
-        yield _counter(
-            "trivec_cache_hits", "Queries of searches whose embedding was in the cache.", cache.hits
-        )
-        yield _counter(
-            "trivec_cache_misses", "Queries of searches that were looked for there in vain.", cache.misses
-        )
-        yield _gauge("trivec_cache_bytes", "Bytes of the embeddings in the cache, about.", cache.bytes)
 
     def _measure(self) -> Measure | None:
         if not self._reading.acquire(timeout=PATIENCE_S):
@@ -207,10 +198,6 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
     for (label, part), size in sizes.items():
         held.add_metric([label, part], size)
     yield held
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=float(value))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -263,6 +263,7 @@ class Service:
         asked = [Asked(text, max_length, frozenset(outputs)) for text in texts]
         found = {one: answer for one in asked if (answer := self.cache.get(one)) is not None}
         missing = [one for one in dict.fromkeys(asked) if one not in found]
+        self.metrics.cache_looked_up(len(found), len(missing))
         if missing:
             fresh = await self.embed(record, [one.text for one in missing], outputs, max_length)
             for one, embedding, tokenized in zip(missing, fresh.embeddings, fresh.tokenized, strict=True):

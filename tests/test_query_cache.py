@@ -72,6 +72,9 @@ def test_a_query_asked_again_needs_no_forward_pass(tmp_path: Path) -> None:
         )
         hits = ask("word3 other0", top_k=2)["hits"]
         assert {hit["id"] for hit in hits} == {"3", "x"}  # type: ignore[attr-defined]
+        page = client.get("/metrics").text
+        # The first query was looked for five times, and found all but the first; another one once.
+        assert "trivec_cache_hits_total 4.0" in page and "trivec_cache_misses_total 2.0" in page
 
 
 def test_a_query_that_failed_is_not_remembered(tmp_path: Path) -> None:

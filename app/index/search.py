@@ -61,8 +61,7 @@ def search(view: View, request: SearchRequest, weights: FusionWeights, timed: Ti
     with timed("reading"):
         chosen = _best(view, found.keys, scores, request.top_k)
         documents = view.documents(found.keys[chosen])
-        # Without those that are damaged.
-        chosen = chosen[[int(key) in documents for key in found.keys[chosen]]]
+        chosen = chosen[[int(key) in documents for key in found.keys[chosen]]]  # without the damaged ones
         vectors = view.embeddings(documents) if request.with_embeddings else {}
     return [
         _hit(
