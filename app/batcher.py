@@ -126,7 +126,9 @@ class Batcher:
         finally:
             with self._wake:
                 self._lanes.drop(job)
-            self._observer.waited(lane, (job.started_at or time.monotonic()) - job.queued_at)
+            # Who found all of its texts under way already has waited for no batch.
+            taken = job.started_at or (time.monotonic() if job.left else job.queued_at)
+            self._observer.waited(lane, taken - job.queued_at)
 
     def _enqueue(self, job: Job) -> None:
         with self._wake:
@@ -214,6 +216,7 @@ class Batcher:
         try:
             found = self._forward(batch)
         except MemoryError:
+            self._observer.forward_failed()
             return self._halved(batch)
         if len(batch) > 1 and isinstance(found[0], InferenceFailed):
             # One bad text fails the whole pass: alone, each shows whether it is the one.

@@ -105,23 +105,27 @@ class Metrics:
         )
         self._inference = histogram(
             "trivec_inference_seconds",
-            "The model's work on a batch, repeats after a failure among it.",
+            "The model's work on a batch, repeats after a failure among it, other batches in between not.",
             ["lane"],
             buckets=REQUEST_SECONDS,
         )
         self._tokens = counter("trivec_tokens_total", "Tokens that the model has taken.", ["lane"])
-        self._texts = counter("trivec_texts_total", "Texts that the model has taken.", ["lane"])
+        self._texts = counter(
+            "trivec_texts_total",
+            "Texts that the model has taken; one that several requests wait for is one.",
+            ["lane"],
+        )
         self._truncated = counter(
             "trivec_truncated_texts_total", "Texts cut to their length limit before they were embedded."
         )
         self._failures = counter(
-            "trivec_forward_failures_total", "Forward passes that raised or gave numbers that are not finite."
+            "trivec_forward_failures_total",
+            "Forward passes that raised, had not enough memory, or gave no sound numbers.",
         )
         self._cache_hits = counter("trivec_cache_hits_total", "Query texts whose embedding was in the cache.")
         self._cache_misses = counter(
             "trivec_cache_misses_total", "Query texts that were looked for in the cache and not found."
         )
-
         self._search = histogram(
             "trivec_search_seconds", "One search in a collection's index.", buckets=INDEX_SECONDS
         )

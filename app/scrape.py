@@ -42,6 +42,11 @@ class ServiceCollector:
         yield from self._state()
         yield from self._queue()
         yield from self._attention()
+        yield _gauge(
+            "trivec_cache_bytes",
+            "Bytes of the query embeddings in the cache, about.",
+            self._service.cache.bytes,
+        )
         measure = self._measure()
         yield _gauge(
             "trivec_storage_up", "1 where the index answered this scrape, else 0.", measure is not None
@@ -90,6 +95,13 @@ class ServiceCollector:
             "Tokens waiting beyond which requests are answered 429.",
             service.settings.max_queue_tokens,
         )
+        limit = GaugeMetricFamily(
+            "trivec_batch_limit_tokens",
+            "Tokens that a batch may have: the setting, or less where memory did not suffice for it.",
+        )
+        if service.loaded:
+            limit.add_metric([], service.batcher.batch_tokens)
+        yield limit
         yield _gauge(
             "trivec_forward_busy_seconds",
             "How long the forward pass under way has taken so far; 0 when there is none.",
@@ -153,6 +165,7 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
         "trivec_documents": "Documents of a collection.",
         "trivec_recent_documents": "Documents in memory, in no segment yet; absent until the index is read.",
         "trivec_segments": "Segments of a collection; absent until the index is read.",
+        "trivec_damaged_rows": "Stored rows met since the start that are not what was written.",
         "trivec_dead_rows": "Rows that wait to be merged away, of documents replaced or deleted since.",
     }
     sums: dict[str, dict[str, int]] = {name: {} for name in texts}
@@ -163,6 +176,7 @@ def _collections(shown: Iterator[tuple[str, CollectionMeasure]]) -> Iterator[Met
 
     for label, one in shown:
         add("trivec_documents", label, one.count)
+        add("trivec_damaged_rows", label, one.damaged)
         parts = dict(one.part_bytes)
         if (derived := one.derived) is not None:
             add("trivec_recent_documents", label, derived.recent)

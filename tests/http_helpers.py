@@ -16,6 +16,7 @@ from app.main import create_app
 from app.schemas.openai import OpenAIErrorBody
 from app.schemas.rerankers import CohereErrorBody
 from app.settings import Settings
+from app.tracing import Tracing
 from tests.fakes import FakeModel
 
 JSON = {"Content-Type": "application/json"}
@@ -27,19 +28,21 @@ def _settings(folder: Path, knobs: dict[str, Any]) -> Settings:
 
 
 @contextmanager
-def serving(folder: Path, model: FakeModel | None = None, **knobs: Any) -> Iterator[TestClient]:
+def serving(
+    folder: Path, model: FakeModel | None = None, *, tracing: Tracing | None = None, **knobs: Any
+) -> Iterator[TestClient]:
     """A started service; an exception that escapes it shows as a 500, as it would to a client."""
-    app = create_app(_settings(folder, knobs), model=model or FakeModel())
+    app = create_app(_settings(folder, knobs), model=model or FakeModel(), tracing=tracing)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @asynccontextmanager
 async def serving_async(
-    folder: Path, model: FakeModel | None = None, **knobs: Any
+    folder: Path, model: FakeModel | None = None, *, tracing: Tracing | None = None, **knobs: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
     """The same for tests with several requests under way at once."""
-    app = create_app(_settings(folder, knobs), model=model or FakeModel())
+    app = create_app(_settings(folder, knobs), model=model or FakeModel(), tracing=tracing)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30) as client,

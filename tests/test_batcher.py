@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from app.batcher import RECOVERY_BATCHES, Batcher
 from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
 from app.lanes import INTERACTIVE_TURNS, Batched, Lane
+from app.observer import Observer
 from model.embedding import OUTPUTS, Embedding, IntArray, Output
 from tests.fakes import BOS, EOS, FakeModel
 
@@ -23,8 +25,10 @@ def ids(*words: int) -> IntArray:
 
 
 @asynccontextmanager
-async def batching(model: FakeModel, batch: int = 100, queue: int = 10_000) -> AsyncIterator[Batcher]:
-    batcher = Batcher(model, max_batch_tokens=batch, max_queue_tokens=queue)
+async def batching(
+    model: FakeModel, batch: int = 100, queue: int = 10_000, observer: Observer | None = None
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(model, max_batch_tokens=batch, max_queue_tokens=queue, observer=observer)
     batcher.start()
     try:
         yield batcher
@@ -437,5 +441,72 @@ def test_only_want_of_memory_makes_batches_smaller() -> None:
         async with batching(model, batch=40) as batcher:
             await batcher.submit([ids(5), ids(66), ids(7)], DENSE)
             assert batcher.batch_tokens == 40
+
+    asyncio.run(run())
+
+
+@dataclass
+class Notes:
+    """An observer that writes down what it is told."""
+
+    waits: list[tuple[Lane, float]] = field(default_factory=list)
+    batches: list[tuple[Lane, int, int]] = field(default_factory=list)
+    failed: int = 0
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        self.waits.append((lane, seconds))
+
+    def batch(self, lane: Lane, texts: int, tokens: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.batches.append((lane, texts, tokens))
+
+    def forward_failed(self) -> None:
+        self.failed += 1
+
+
+def test_batches_are_told_also_those_between_the_parts_of_another() -> None:
+    async def run() -> None:
+        model, notes = FakeModel(parts=True), Notes()
+        async with batching(model, observer=notes) as batcher:
+            async with standing(model, batcher, [ids(10 + place) for place in range(3)]):
+                query = asyncio.create_task(batcher.submit([ids(5)], DENSE))
+                await queued(batcher, 3)
+            assert (await query).embeddings()
+        assert notes.batches == [("interactive", 1, 3), ("bulk", 3, 9)]
+        assert sorted(lane for lane, _ in notes.waits) == ["bulk", "interactive"]
+
+    asyncio.run(run())
+
+
+def test_failed_passes_are_told() -> None:
+    async def run() -> None:
+        model, notes = FakeModel(poison={66}, memory=9), Notes()
+        async with batching(model, observer=notes) as batcher:
+            await batcher.submit([ids(5), ids(66)], DENSE)
+            assert notes.failed == 2  # together, then the one alone
+            await batcher.submit([ids(1), ids(2), ids(3), ids(4)], DENSE)
+            assert notes.failed == 3
+            await batcher.submit([ids(*range(10, 20))], DENSE)
+            assert notes.failed == 4
+        assert notes.batches == [("interactive", 2, 6), ("interactive", 4, 12), ("interactive", 1, 12)]
+
+    asyncio.run(run())
+
+
+def test_waits_are_told_of_those_who_leave_and_of_those_who_need_not_wait() -> None:
+    async def run() -> None:
+        model, notes = FakeModel(), Notes()
+        async with batching(model, observer=notes) as batcher:
+            async with held(model, batcher):
+                gone = asyncio.create_task(batcher.submit([ids(5)], DENSE, lane="bulk"))
+                await queued(batcher, 3)
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+                assert [lane for lane, seconds in notes.waits if seconds > 0] == ["bulk"]
+                # The text that is being computed right now.
+                known = asyncio.create_task(batcher.submit([ids(900)], DENSE))
+                await asyncio.sleep(0.01)
+            await known
+        assert ("interactive", 0.0) in notes.waits
 
     asyncio.run(run())

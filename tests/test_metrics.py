@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from app import main, scrape
 from app.index import measure, upkeep
 from app.index.errors import StorageUnavailable
 from app.index.measure import CollectionMeasure, DerivedMeasure
+from app.index.storage import FILE_NAME
 from app.metrics import Metrics
 from app.scrape import OTHERS, ServiceCollector
 from app.service import Service
@@ -94,6 +97,10 @@ def broken_inside(client: TestClient) -> Any:
         (ask("GET", "/info", headers={"X-Request-Timeout": "soon"}), "unmatched", 422, "invalid_request"),
         (ask("POST", "/embed", json={"texts": "arsenic"}), "/embed", 500, "inference_failed"),
         (broken_inside, "/collections", 500, "internal_error"),
+        # Errors in the form of other APIs, and with their statuses.
+        (ask("POST", "/v1/embeddings", json={"model": "m"}), "/v1/embeddings", 400, "invalid_request"),
+        (ask("POST", "/tei/embed", json={"inputs": ""}), "/tei/embed", 400, "empty_input"),
+        (ask("GET", "/v1/nowhere"), "unmatched", 404, "not_found"),
         (ask("POST", DOCUMENTS, json=[{"text": 5}]), "/collections/{name}/documents", 422, "invalid_request"),
     ],
 )
@@ -147,11 +154,11 @@ def test_full_queues_deadlines_and_clients_that_leave(tmp_path: Path) -> None:
             assert held("trivec_forward_busy_seconds") > 0
 
             assert (await client.post("/embed", json={"texts": "a b"})).status_code == 429
-            late = await client.post("/embed", json={"texts": "late"}, headers={"X-Request-Timeout": "0.01"})
+            late = await client.post("/embed", json={"texts": "late"}, headers={"X-Request-Timeout": "30"})
             assert late.status_code == 429
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            late = await client.post("/embed", json={"texts": "late"}, headers={"X-Request-Timeout": "0.05"})
+            late = await client.post("/embed", json={"texts": "late"}, headers={"X-Request-Timeout": "1"})
             assert late.status_code == 504
             await leave(app, service)
             model.gate.set()
@@ -336,11 +343,25 @@ def test_padding_is_told_where_the_model_knows_it(tmp_path: Path) -> None:
         assert not scraped(client).has("trivec_padding_share")
 
 
-def test_a_cache_can_be_counted() -> None:
-    metrics = Metrics()
-    metrics.cache_looked_up(hits=2, misses=1)
-    text = metrics.exposition("")[0].decode()
-    assert "trivec_cache_hits_total 2.0" in text and "trivec_cache_misses_total 1.0" in text
+def test_the_cache_of_queries_is_counted(tmp_path: Path) -> None:
+    with serving(tmp_path, query_cache_bytes=1 << 20) as client:
+        client.post(DOCUMENTS, json=[{"text": "cat"}])
+        texts = scraped(client)("trivec_texts_total")
+        for _ in range(3):
+            client.post("/search", json={"query": "cat"})
+        found = scraped(client)
+    assert found("trivec_cache_misses_total") == 1 and found("trivec_cache_hits_total") == 2
+    assert found("trivec_cache_bytes") > 0
+    assert found("trivec_texts_total") == texts + 1
+
+
+def test_passes_for_which_memory_does_not_suffice(tmp_path: Path) -> None:
+    with serving(tmp_path, FakeModel(memory=5), max_batch_tokens=100) as client:
+        assert scraped(client)("trivec_batch_limit_tokens") == 100
+        assert client.post("/embed", json={"texts": ["a b", "c d"]}).status_code == 200
+        found = scraped(client)
+    assert found("trivec_forward_failures_total") == 1
+    assert found("trivec_batch_limit_tokens") == 4  # half of what did not fit
 
 
 # the index
@@ -379,6 +400,18 @@ def test_documents_bytes_and_refusals(tmp_path: Path) -> None:
     assert found("trivec_search_stage_seconds_count", stage="reading") == 3
     assert found("trivec_database_bytes") > 0 and found("trivec_disk_free_bytes") > 0
     assert found("trivec_storage_up") == 1
+
+
+def test_damaged_rows_are_counted(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        client.post(DOCUMENTS, json=[{"id": str(number), "text": f"cat {number}"} for number in range(3)])
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE documents SET text = 'cat 9' WHERE doc_id = '1'")
+    with serving(tmp_path) as client:
+        assert scraped(client)("trivec_damaged_rows") == 0
+        for _ in range(2):
+            assert len(client.post("/search", json={"query": "cat"}).json()["hits"]) == 2
+        assert scraped(client)("trivec_damaged_rows", collection="default") == 1
 
 
 def test_candidates_are_timed(tmp_path: Path) -> None:
@@ -567,7 +600,7 @@ def test_it_answers_during_the_shutdown(client: TestClient, tmp_path: Path) -> N
 def test_a_pass_that_hangs_is_not_ready(tmp_path: Path) -> None:
     async def run() -> None:
         model = FakeModel()
-        async with serving_async(tmp_path, model, request_timeout_s=0.05) as (client, _):
+        async with serving_async(tmp_path, model, request_timeout_s=1) as (client, _):
             model.entered.acquire()
             model.gate.clear()
             late = asyncio.create_task(client.post("/embed", json={"texts": "a"}))
@@ -687,8 +720,8 @@ def test_sums_of_measures() -> None:
     """What the collector adds up, without a service."""
     derived = DerivedMeasure(recent=1, segments=2, dead_rows=3, segment_bytes=4)
     shown = [
-        ("a", CollectionMeasure("a", 1, {"text": 1}, None)),
-        (OTHERS, CollectionMeasure("b", 2, {}, derived)),
+        ("a", CollectionMeasure("a", 1, {"text": 1}, None, 0)),
+        (OTHERS, CollectionMeasure("b", 2, {}, derived, 0)),
     ]
     found = {
         (one.name, *sorted(one.labels.values())): one.value

@@ -25,9 +25,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from starlette.testclient import TestClient
 
-from app.main import create_app
 from app.otel import MOST_SPANS, Traced, exporting
-from app.settings import Settings, traces_wanted
+from app.settings import traces_wanted
 from app.telemetry import JsonLines
 from app.tracing import Untraced, configured_tracing
 from tests.fakes import FakeModel, token_id
@@ -66,8 +65,7 @@ def tracing(
     folder: Path, model: FakeModel | None = None, **options: Any
 ) -> Iterator[tuple[TestClient, Watched]]:
     watched = Watched(**options)
-    app = create_app(Settings(data_dir=folder), model=model or FakeModel(), tracing=watched.tracing)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with serving(folder, model, tracing=watched.tracing) as client:
         watched.spans()
         yield client, watched
 
@@ -205,13 +203,7 @@ def test_errors_are_told_by_code_and_type_without_their_words(tmp_path: Path) ->
 def test_what_fails_inside_is_marked(tmp_path: Path) -> None:
     async def run() -> None:
         model, watched = FakeModel(), Watched()
-        app = create_app(Settings(data_dir=tmp_path), model=model, tracing=watched.tracing)
-        import httpx
-
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-        ):
+        async with serving_async(tmp_path, model, tracing=watched.tracing) as (client, _):
             watched.spans()
             model.entered.acquire()
             model.gate.clear()
@@ -250,14 +242,8 @@ def test_work_of_nobodys_request_has_no_span(tmp_path: Path) -> None:
 
 def test_requests_at_once_keep_their_spans_apart(tmp_path: Path) -> None:
     async def run() -> None:
-        import httpx
-
         watched = Watched()
-        app = create_app(Settings(data_dir=tmp_path), model=FakeModel(), tracing=watched.tracing)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-        ):
+        async with serving_async(tmp_path, tracing=watched.tracing) as (client, _):
             await client.post(DOCUMENTS, json=[{"text": "cat"}])
             watched.spans()
             await asyncio.gather(*(client.post("/search", json={"query": "cat"}) for _ in range(20)))

@@ -24,7 +24,7 @@ from app.index.derived import Derived, Part
 from app.index.digests import Logged, Report, raised
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
-from app.index.measure import Measure, measured
+from app.index.measure import Measurable, Measure, measured
 from app.index.owner import FolderLock
 from app.index.rebuild import Progress, discard, layout_of, load, new_path, nothing, row_of
 from app.index.search import check, search
@@ -347,9 +347,9 @@ class Collection:
                 connection, self._key, self.info, state, allowed, self._workers, report or self._damage
             )
 
-    def measurable(self) -> tuple[int, str, Derived | None]:
+    def measurable(self) -> Measurable:
         """What `measured` asks for."""
-        return self._key, self.info.name, self._derived
+        return Measurable(self._key, self.info.name, self._derived, self._damage.count)
 
     def stats(self) -> CollectionStats:
         """Counts and sizes."""

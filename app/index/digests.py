@@ -56,6 +56,11 @@ class Logged:
         self._collection = collection
         self._known: set[str] = set()
 
+    @property
+    def count(self) -> int:
+        """Rows met so far."""
+        return len(self._known)
+
     def __call__(self, error: StorageDamaged) -> None:
         """Log each row once."""
         if (said := str(error)) not in self._known:

@@ -42,6 +42,8 @@ class CollectionMeasure:
     """By part: text, metadata, dense, sparse, colbert."""
     derived: DerivedMeasure | None
     """None before it was first needed."""
+    damaged: int
+    """Stored rows met since the start that are not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,18 @@ class Measure:
     """Left for this user on the folder's disk."""
 
 
-def measured(
-    storage: Storage, folder: Path, collections: Iterable[tuple[int, str, Derived | None]]
-) -> Measure:
-    """Measure collections given as key, name and derived state; one that is gone by now is left out.
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurable:
+    """What a collection knows by itself."""
+
+    key: int
+    name: str
+    derived: Derived | None
+    damaged: int
+
+
+def measured(storage: Storage, folder: Path, collections: Iterable[Measurable]) -> Measure:
+    """Measure these collections; one that is gone by now is left out.
 
     Blocks; raises StorageFault where the database does not answer, OSError where the folder does not.
     """
@@ -71,12 +81,12 @@ def measured(
     sums = {int(key): (int(count), sizes) for key, count, *sizes in rows}
     names = ("text", "metadata", "dense", "sparse", "colbert")
     found = []
-    for key, name, derived in collections:
-        if key in sums:
-            count, sizes = sums[key]
+    for one in collections:
+        if one.key in sums:
+            count, sizes = sums[one.key]
             parts = dict(zip(names, map(int, sizes), strict=True))
-            found_by = None if derived is None else _derived(derived)
-            found.append(CollectionMeasure(name, count, parts, found_by))
+            derived = None if one.derived is None else _derived(one.derived)
+            found.append(CollectionMeasure(one.name, count, parts, derived, one.damaged))
     return Measure(
         found,
         _size(folder / FILE_NAME),
