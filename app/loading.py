@@ -54,9 +54,11 @@ class LoadedModel:
     embedder: Embedder
     folder: Path
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+    ) -> list[TokenizedText]:
         """Texts to ids; white space alone becomes `<s></s>`."""
-        return self.embedder.tokenize(texts, max_length)
+        return self.embedder.tokenize(texts, max_length, count_terms=count_terms)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries of token ids."""

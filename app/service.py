@@ -180,9 +180,11 @@ class Service:
             raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
         return frozenset(present if asked is None else asked)
 
-    async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
+    async def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+    ) -> Sequence[Tokenized]:
         """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
-        work = partial(self.model.tokenize, texts, max_length)
+        work = partial(self.model.tokenize, texts, max_length, count_terms=count_terms)
         return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
 
     async def in_index(self, work: Callable[[], T]) -> T:

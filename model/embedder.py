@@ -105,16 +105,19 @@ class Embedder:
                 bar.update(len(batch))
         return [embedding for embedding in results if embedding is not None]
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+    ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens (2 to the encoder's limit). Thread-safe.
 
+        `count_terms` also counts the ids of the whole texts.
         Raises TextError for invalid Unicode, ValueError for a length out of range.
         """
         if not 2 <= max_length <= self.max_length:
             raise ValueError(f"max_length {max_length} is not within 2 and the model's {self.max_length}")
         if self.options.blank_as_empty:
             texts = ["" if text.isspace() else text for text in texts]
-        return self.tokenizer.tokenize(texts, max_length)
+        return self.tokenizer.tokenize(texts, max_length, count_terms=count_terms)
 
     def _tokenize_as(self, kind: Kind, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
         options = self.options

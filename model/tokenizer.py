@@ -7,7 +7,7 @@ itself. Nothing here is ever changed after construction, so threads may share on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from model.config import EncoderConfig
-from model.embedding import IntArray
+from model.embedding import IntArray, LexicalWeights
 
 # Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
 _SLICE_CHARACTERS = 1_000_000
@@ -34,12 +34,14 @@ class TokenizedText:
     """One text as token ids, cut to the length that was asked for.
 
     Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `spans` [T, 2] int32, each token's place
-    in the text; `total` tokens before the cut.
+    in the text; `total` tokens before the cut; `terms`, where they were asked for, how often each
+    token id stands in the whole text, before the cut, without the ids that carry no lexical weight.
     """
 
     ids: IntArray
     spans: IntArray
     total: int
+    terms: LexicalWeights | None = None
 
     @property
     def truncated(self) -> bool:
@@ -79,9 +81,12 @@ class Tokenizer:
         self.unused_ids = frozenset(token for token in special if token is not None)
         """Ids that carry no lexical weight: `<s>`, `</s>`, `<pad>`, `<unk>`."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+    ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens, in order; a cut keeps `</s>` at the end.
 
+        `count_terms` also counts the ids of the whole texts, as BM25 needs them.
         Raises TextError for a text with a lone surrogate.
         """
         if max_length < 2:
@@ -90,7 +95,9 @@ class Tokenizer:
             _check(number, text)
         found: list[TokenizedText] = []
         for part in _slices(texts):
-            found += [_cut(encoding, max_length) for encoding in self._tokenizer.encode_batch(part)]
+            for encoding in self._tokenizer.encode_batch(part):
+                terms = _counted(encoding.ids, self.unused_ids) if count_terms else None
+                found.append(_cut(encoding, max_length, terms))
         return found
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -121,9 +128,16 @@ def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _cut(encoding: tokenizers.Encoding, max_length: int) -> TokenizedText:
+def _counted(ids: Sequence[int], unused: Collection[int]) -> LexicalWeights:
+    """How often each id stands there; counts beyond 2^24 are rounded."""
+    found, counts = np.unique(np.array(ids, np.int32), return_counts=True)
+    kept = ~np.isin(found, list(unused))
+    return LexicalWeights(found[kept], counts[kept].astype(np.float32))
+
+
+def _cut(encoding: tokenizers.Encoding, max_length: int, terms: LexicalWeights | None) -> TokenizedText:
     """Keep what fits and let go of the encoding, which holds a hundred bytes for each token of the text."""
     ids, offsets = encoding.ids, encoding.offsets
     if (total := len(ids)) > max_length:
         ids, offsets = [*ids[: max_length - 1], ids[-1]], [*offsets[: max_length - 1], offsets[-1]]
-    return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total)
+    return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total, terms)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -43,6 +44,19 @@ class FakeTokens:
     ids: IntArray
     offsets: Sequence[tuple[int, int]]
     total: int
+    terms: LexicalWeights | None = None
+
+
+def split(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """A text's words and where they stand."""
+    return [(match.group(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def counted(text: str) -> LexicalWeights:
+    """How often each of a whole text's tokens stands in it."""
+    counts = Counter(token_id(word.lower()) for word, _ in split(text))
+    ids = sorted(counts)
+    return LexicalWeights(np.array(ids, np.int32), np.array([counts[one] for one in ids], np.float32))
 
 
 @lru_cache(maxsize=10_000)
@@ -80,11 +94,16 @@ class FakeModel:
         self.gate.set()
         self._words: dict[int, str] = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[FakeTokens]:
-        return [self._tokenize(text, max_length) for text in texts]
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+    ) -> list[FakeTokens]:
+        found = [self._tokenize(text, max_length) for text in texts]
+        if not count_terms:
+            return found
+        return [replace(one, terms=counted(text)) for one, text in zip(found, texts, strict=True)]
 
     def _tokenize(self, text: str, max_length: int) -> FakeTokens:
-        words = [(match.group().lower(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
+        words = [(word.lower(), span) for word, span in split(text)]
         for word, _ in words:
             self._words[token_id(word)] = word
         kept = words[: max_length - 2]
