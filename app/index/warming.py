@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +34,29 @@ def warm_up(folder: Path, kinds: Iterable[ColbertKind] = ("float16",)) -> None:
         Database(Path(place)) as database,
     ):
         for kind in sorted(set(kinds)):
-            settings = CollectionSettings("rabitq", kind, colbert_candidates=True)
+            settings = CollectionSettings("rabitq", kind, colbert_candidates=True, bm25=True)
             collection = database.create(
                 kind.lower(), settings, fingerprint="", hidden_size=64, colbert_dim=64
             )
             documents = [
-                Document(str(number), "", _embedding(rng), {"number": number}) for number in range(DOCUMENTS)
+                Document(str(number), "", _embedding(rng), {"number": number}, terms=_counts(number))
+                for number in range(DOCUMENTS)
             ]
             collection.upsert(documents[: DOCUMENTS // 2])
             collection.seal(least=1)
             collection.upsert(documents[DOCUMENTS // 2 :])
+            collection.delete(["0"])  # from here on living rows have to be counted
             for condition in (None, parse({"number": {"$gt": 5}})):
-                query = documents[7].embedding
-                collection.search(
-                    SearchRequest(query, top_k=3, candidates=5, filter=condition, with_embeddings=True)
+                one = documents[7]
+                request = SearchRequest(
+                    one.embedding, top_k=3, candidates=5, filter=condition, terms=one.terms
                 )
+                collection.search(replace(request, with_embeddings=True))
+                collection.search(replace(request, mode="bm25"))
+
+
+def _counts(number: int) -> LexicalWeights:
+    return LexicalWeights(np.array([0, 1 + number], np.int32), np.array([1, 2], np.float32))
 
 
 def _embedding(rng: np.random.Generator) -> Embedding:
