@@ -182,7 +182,7 @@ class _Run:
         tokenized = await service.tokenize(
             [one.text for one in pending],
             service.length_limit("passage", None),
-            count_terms=self._collection.info.settings.bm25,
+            count_terms="whole" if self._collection.info.settings.bm25 else None,
         )
         budget = SLICE_BATCHES * service.settings.max_batch_tokens
         for part in _parts(list(zip(pending, tokenized, strict=True)), budget):

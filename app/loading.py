@@ -21,7 +21,7 @@ from app.ports import ModelCard
 from app.settings import Settings
 from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
-from model.embedding import Embedding, FloatArray, IntArray, Output
+from model.embedding import Counting, Embedding, FloatArray, IntArray, Output
 from model.engine import Engine, Pooling, Precision
 from model.mapped import release_heap
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
@@ -55,7 +55,7 @@ class LoadedModel:
     folder: Path
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> list[TokenizedText]:
         """Texts to ids; white space alone becomes `<s></s>`."""
         return self.embedder.tokenize(texts, max_length, count_terms=count_terms)

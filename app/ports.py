@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.embedding import Embedding, IntArray, LexicalWeights, Output
+from model.embedding import Counting, Embedding, IntArray, LexicalWeights, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Tokenized(Protocol):
 
     @property
     def terms(self) -> LexicalWeights | None:
-        """How often each id stands in the whole text, before the cut; None where nobody asked.
+        """How often each id stands in the text, or in what was kept; None where nobody asked.
 
         Without `<s>`, `</s>`, `<pad>`, `<unk>`.
         """
@@ -65,7 +65,7 @@ class TextModel(Protocol):
         """Sizes, names and the fingerprint."""
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> Sequence[Tokenized]:
         """Texts to token ids of at most `max_length` (2 to `card.max_length`), in order.
 

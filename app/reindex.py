@@ -23,7 +23,7 @@ from app.index.values import CollectionInfo
 from app.ports import ModelCard, TextModel
 from app.settings import Settings
 from model.embedder import token_batches
-from model.embedding import Embedding, LexicalWeights
+from model.embedding import Counting, Embedding, LexicalWeights
 
 PAGE = 64
 """Documents that are read and tokenised at once; each forward pass is kept as soon as it is done."""
@@ -158,9 +158,8 @@ class _Run:
         """Embed the present versions of these documents; those that are gone are passed over."""
         if not (texts := self._source.texts(keys)):
             return
-        tokenized = self._model.tokenize(
-            [one.text for one in texts], self._most, count_terms=self._target.settings.bm25
-        )
+        counting: Counting | None = "whole" if self._target.settings.bm25 else None
+        tokenized = self._model.tokenize([one.text for one in texts], self._most, count_terms=counting)
         for batch in token_batches([len(one.ids) for one in tokenized], self._budget):
             found = self._model.forward([tokenized[place].ids for place in batch], self._model.card.outputs)
             rows = []

@@ -37,7 +37,7 @@ from app.progress import Bars
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
 from app.whole import whole
-from model.embedding import OUTPUTS, Embedding, Output
+from model.embedding import OUTPUTS, Counting, Embedding, Output
 
 Kind = Literal["query", "passage"]
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Service:
         return frozenset(present if asked is None else asked)
 
     async def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> Sequence[Tokenized]:
         """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
         work = partial(self.model.tokenize, texts, max_length, count_terms=count_terms)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from model.embedding import OUTPUTS, Embedding, IntArray, Output
+from model.embedding import OUTPUTS, Counting, Embedding, IntArray, Output
 from model.engine import Engine
 from model.tokenizer import TokenizedText, Tokenizer
 
@@ -106,11 +106,11 @@ class Embedder:
         return [embedding for embedding in results if embedding is not None]
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens (2 to the encoder's limit). Thread-safe.
 
-        `count_terms` also counts the ids of the whole texts.
+        `count_terms` also counts the ids, of the whole texts or of what is kept.
         Raises TextError for invalid Unicode, ValueError for a length out of range.
         """
         if not 2 <= max_length <= self.max_length:

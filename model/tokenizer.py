@@ -8,14 +8,14 @@ itself. Nothing here is ever changed after construction, so threads may share on
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from model.config import EncoderConfig
-from model.embedding import IntArray, LexicalWeights
+from model.embedding import Counting, IntArray, LexicalWeights
 
 # Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
 _SLICE_CHARACTERS = 1_000_000
@@ -35,7 +35,7 @@ class TokenizedText:
 
     Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `spans` [T, 2] int32, each token's place
     in the text; `total` tokens before the cut; `terms`, where they were asked for, how often each
-    token id stands in the whole text, before the cut, without the ids that carry no lexical weight.
+    token id stands there, without the ids that carry no lexical weight.
     """
 
     ids: IntArray
@@ -82,11 +82,11 @@ class Tokenizer:
         """Ids that carry no lexical weight: `<s>`, `</s>`, `<pad>`, `<unk>`."""
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens, in order; a cut keeps `</s>` at the end.
 
-        `count_terms` also counts the ids of the whole texts, as BM25 needs them.
+        `count_terms` also counts ids, as BM25 needs them: of the whole texts or of what is kept.
         Raises TextError for a text with a lone surrogate.
         """
         if max_length < 2:
@@ -96,8 +96,11 @@ class Tokenizer:
         found: list[TokenizedText] = []
         for part in _slices(texts):
             for encoding in self._tokenizer.encode_batch(part):
-                terms = _counted(encoding.ids, self.unused_ids) if count_terms else None
-                found.append(_cut(encoding, max_length, terms))
+                one = _cut(encoding, max_length)
+                if count_terms is not None:
+                    ids = one.ids if count_terms == "kept" else np.array(encoding.ids, np.int32)
+                    one = replace(one, terms=_counted(ids, self.unused_ids))
+                found.append(one)
         return found
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -128,16 +131,16 @@ def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _counted(ids: Sequence[int], unused: Collection[int]) -> LexicalWeights:
+def _counted(ids: IntArray, unused: Collection[int]) -> LexicalWeights:
     """How often each id stands there; counts beyond 2^24 are rounded."""
-    found, counts = np.unique(np.array(ids, np.int32), return_counts=True)
+    found, counts = np.unique(ids, return_counts=True)
     kept = ~np.isin(found, list(unused))
     return LexicalWeights(found[kept], counts[kept].astype(np.float32))
 
 
-def _cut(encoding: tokenizers.Encoding, max_length: int, terms: LexicalWeights | None) -> TokenizedText:
+def _cut(encoding: tokenizers.Encoding, max_length: int) -> TokenizedText:
     """Keep what fits and let go of the encoding, which holds a hundred bytes for each token of the text."""
     ids, offsets = encoding.ids, encoding.offsets
     if (total := len(ids)) > max_length:
         ids, offsets = [*ids[: max_length - 1], ids[-1]], [*offsets[: max_length - 1], offsets[-1]]
-    return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total, terms)
+    return TokenizedText(np.array(ids, np.int32), np.array(offsets, np.int32), total)

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from app.ports import ModelCard
-from model.embedding import OUTPUTS, Embedding, IntArray, LexicalWeights, Output
+from model.embedding import OUTPUTS, Counting, Embedding, IntArray, LexicalWeights, Output
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 VOCAB, HIDDEN, COLBERT = 50_000, 24, 16
@@ -52,9 +52,9 @@ def split(text: str) -> list[tuple[str, tuple[int, int]]]:
     return [(match.group(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def counted(text: str) -> LexicalWeights:
-    """How often each of a whole text's tokens stands in it."""
-    counts = Counter(token_id(word.lower()) for word, _ in split(text))
+def counted(text: str, most: int | None = None) -> LexicalWeights:
+    """How often each of a text's tokens, or of its first `most`, stands in it."""
+    counts = Counter(token_id(word.lower()) for word, _ in split(text)[:most])
     ids = sorted(counts)
     return LexicalWeights(np.array(ids, np.int32), np.array([counts[one] for one in ids], np.float32))
 
@@ -95,12 +95,13 @@ class FakeModel:
         self._words: dict[int, str] = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> list[FakeTokens]:
         found = [self._tokenize(text, max_length) for text in texts]
-        if not count_terms:
+        if count_terms is None:
             return found
-        return [replace(one, terms=counted(text)) for one, text in zip(found, texts, strict=True)]
+        most = None if count_terms == "whole" else max_length - 2
+        return [replace(one, terms=counted(text, most)) for one, text in zip(found, texts, strict=True)]
 
     def _tokenize(self, text: str, max_length: int) -> FakeTokens:
         words = [(word.lower(), span) for word, span in split(text)]

@@ -72,11 +72,10 @@ def test_words_of_the_whole_text_are_found_without_a_forward_pass(
     assert answer["usage"] == {"tokens": 0, "texts": 0} and answer["mode"] == "bm25"
 
 
-def test_a_query_longer_than_the_model_takes_counts_whole(client: TestClient) -> None:
-    query = "zebra " * 30 + "needle"
-    (hit,) = search(client, query=query, mode="bm25")["hits"]
-    assert hit["id"] == "long"
-    assert search(client, query=query, mode="sparse")["hits"] == []
+def test_a_query_is_cut_for_it_as_for_the_model(client: TestClient) -> None:
+    for place, found in ((4, ["long"]), (5, ["long"]), (6, [])):
+        query = "zebra " * place + "needle"  # of 8 tokens `<s>` and `</s>` are two
+        assert [hit["id"] for hit in search(client, query=query, mode="bm25")["hits"]] == found
 
 
 def test_it_answers_while_the_model_fails(client: TestClient, model: FakeModel) -> None:

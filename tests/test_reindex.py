@@ -33,7 +33,7 @@ from app.index.storage import APPLICATION_ID, FILE_NAME, MIGRATIONS
 from app.index.verify import verify
 from app.reindex import ReindexReport, reindex
 from app.settings import Settings
-from model.embedding import Embedding, IntArray, LexicalWeights, Output
+from model.embedding import Counting, Embedding, IntArray, LexicalWeights, Output
 from tests.fakes import CARD, FakeModel, FakeTokens, counted, token_id, vector
 from tests.http_helpers import serving
 from tests.index_helpers import bm25
@@ -60,7 +60,7 @@ class OtherModel(FakeModel):
     """Token ids that make a dense vector infinite."""
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int, *, count_terms: bool = False
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
     ) -> list[FakeTokens]:
         """Of another vocabulary, as far as terms are counted."""
         found = super().tokenize(texts, max_length, count_terms=count_terms)

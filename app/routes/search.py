@@ -144,7 +144,8 @@ async def _queries(service: Service, record: Record, body: SearchBody, *, bm25: 
     if isinstance(body.query, EmbeddingBody):
         return [await _supplied(service, body.query, "query")]
     limit = service.length_limit("query", None)
-    tokenized = await service.tokenize(listed(body.query), limit, count_terms=bm25)
+    # A query is cut for BM25 too: what a search costs grows with its terms.
+    tokenized = await service.tokenize(listed(body.query), limit, count_terms="kept" if bm25 else None)
     if body.mode == "bm25":
         return [Side(Embedding(tokens=len(one.ids)), one) for one in tokenized]
     embedded = await service.embed_tokens(record, tokenized, frozenset(card.outputs))
