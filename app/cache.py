@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from app.ports import Tokenized
-from model.embedding import Embedding, Output
+from model.embedding import Counting, Embedding, Output
 
 OVERHEAD_BYTES = 1024
 """Of an entry, about: Python's objects around the arrays."""
@@ -24,6 +24,7 @@ class Asked:
     text: str
     max_length: int
     outputs: frozenset[Output]
+    count_terms: Counting | None = None
 
 
 Answer = tuple[Embedding, Tokenized]

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     search = subcommands.add_parser("search", help="search a collection")
     search.add_argument("query", metavar="TEXT")
     search.add_argument("-k", "--top-k", type=int, default=10)
-    search.add_argument("--mode", choices=("hybrid", "dense", "sparse", "colbert"), default="hybrid")
+    search.add_argument("--mode", choices=("hybrid", "dense", "sparse", "colbert", "bm25"), default="hybrid")
     search.add_argument("--filter", metavar="JSON", default=None, help='e.g. \'{"lang": "en"}\'')
     search.add_argument("--explain", action="store_true", help="with --json: where each score comes from")
     _add_collection(search)

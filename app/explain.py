@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from app.index.bm25 import MatchedTerm
 from app.ports import Tokenized
 from model.embedding import Embedding, LexicalWeights
 
@@ -54,6 +55,23 @@ def matched_tokens(
         for one, name, w_q, w_d in pairs
     ]
     return sorted(rows, key=lambda row: -row["product"])
+
+
+def weighed_tokens(terms: Sequence[MatchedTerm], token_strings: TokenStrings) -> list[dict[str, Any]]:
+    """The ids that both have as BM25 counts them, largest product first; the products sum to its score."""
+    names = token_strings([one.id for one in terms])
+    pairs = sorted(zip(names, terms, strict=True), key=lambda pair: -pair[1].product)
+    return [
+        {
+            "token": name,
+            "id": one.id,
+            "idf": one.idf,
+            "query_tf": one.query_count,
+            "tf": one.count,
+            "product": one.product,
+        }
+        for name, one in pairs
+    ]
 
 
 def alignment(query: Side, document: Side, token_strings: TokenStrings) -> list[dict[str, Any]]:

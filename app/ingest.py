@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from app.error_formats import Problem
 from app.errors import DeadlineExceeded, ServiceFault, describe, log_hidden, validation_problem
 from app.guard import Deadline
+from app.index.bm25 import no_terms
 from app.index.collection import Collection, Document
 from app.index.errors import DocumentInvalid, IndexFault
 from app.ports import ModelCard, Tokenized
@@ -204,7 +205,9 @@ class _Run:
                 pending.append(one)
         self._ids = {one.index: one.id for one in pending}
         tokenized = await service.tokenize(
-            [one.text for one in pending], service.length_limit("passage", None)
+            [one.text for one in pending],
+            service.length_limit("passage", None),
+            count_terms="whole" if self._collection.info.settings.bm25 else None,
         )
         budget = SLICE_BATCHES * service.settings.max_batch_tokens
         for part in _parts(list(zip(pending, tokenized, strict=True)), budget):
@@ -245,18 +248,23 @@ class _Run:
                     embeddings[document.index] = marked(_united(document.supplied, one), tokens)
                 else:
                     self.report.failed(document.index, document.id, describe(one))
-        pairs = [
-            (document, embeddings[document.index]) for document, _ in part if document.index in embeddings
+        found = [
+            (document, tokens, embeddings[document.index])
+            for document, tokens in part
+            if document.index in embeddings
         ]
-        await self._service.write(partial(self._store, pairs))
+        await self._service.write(partial(self._store, found))
         self.progress()
 
-    def _store(self, pairs: Sequence[tuple[_Pending, Embedding]]) -> None:
+    def _store(self, found: Sequence[tuple[_Pending, Tokenized, Embedding]]) -> None:
         """Blocks. Reports in the same breath: a deadline that passes meanwhile must find it in the report."""
-        documents = [Document(one.id, one.text, embedding, one.metadata) for one, embedding in pairs]
+        documents = [
+            Document(one.id, one.text, embedding, one.metadata, terms=tokens.terms)
+            for one, tokens, embedding in found
+        ]
         refused = _upsert_sound(self._collection, documents)
         self._service.metrics.documents_stored(len(documents) - len(refused))
-        for place, (document, embedding) in enumerate(pairs):
+        for place, (document, _, embedding) in enumerate(found):
             if (error := refused.get(place)) is not None:
                 self.report.failed(document.index, document.id, describe(error))
             else:
@@ -289,7 +297,7 @@ def _checked(index: int, entry: Entry, card: ModelCard, collection: Collection) 
             supplied if supplied.outputs else Embedding(tokens=0, dense=np.ones(card.hidden_size, np.float32))
         )
         text = document_text(body.title, body.text)
-        collection.check(Document(doc_id, text, stand_in, body.metadata))
+        collection.check(Document(doc_id, text, stand_in, body.metadata, terms=no_terms()))
     except ValidationError as error:
         problem = validation_problem(error.errors(include_url=False, include_input=False))
         return _Refused(index, doc_id, problem)

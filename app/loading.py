@@ -21,7 +21,7 @@ from app.ports import ModelCard
 from app.settings import Settings
 from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
-from model.embedding import Embedding, FloatArray, IntArray, Output
+from model.embedding import Counting, Embedding, FloatArray, IntArray, Output
 from model.engine import Engine, Pooling, Precision
 from model.mapped import release_heap
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
@@ -60,9 +60,11 @@ class LoadedModel:
         scores = self.embedder.engine.attention_scores
         return scores.needed, scores.computed
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> list[TokenizedText]:
         """Texts to ids, uncut where `max_length` is None; white space alone becomes `<s></s>`."""
-        return self.embedder.tokenize(texts, max_length)
+        return self.embedder.tokenize(texts, max_length, count_terms=count_terms)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries of token ids."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from model.embedding import Embedding, IntArray, Output
+from model.embedding import Counting, Embedding, IntArray, LexicalWeights, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,13 @@ class Tokenized(Protocol):
     def total(self) -> int:
         """Tokens before the cut; `total > len(ids)` means truncated."""
 
+    @property
+    def terms(self) -> LexicalWeights | None:
+        """How often each id stands in the text, or in what was kept; None where nobody asked.
+
+        Without `<s>`, `</s>`, `<pad>`, `<unk>`.
+        """
+
 
 class TextModel(Protocol):
     """The model as the service sees it. `tokenize` is thread-safe; `forward` is called by one thread."""
@@ -57,8 +64,13 @@ class TextModel(Protocol):
     def card(self) -> ModelCard:
         """Sizes, names and the fingerprint."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
-        """Texts to token ids of at most `max_length` (2 to `card.max_length`; None is no limit), in order."""
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> Sequence[Tokenized]:
+        """Texts to token ids of at most `max_length` (2 to `card.max_length`; None is no limit), in order.
+
+        `count_terms` gives them their `terms`.
+        """
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for token ids, e.g. `▁Hello`."""

@@ -23,7 +23,7 @@ from app.index.values import CollectionInfo
 from app.ports import ModelCard, TextModel
 from app.settings import Settings
 from model.embedder import token_batches
-from model.embedding import Embedding
+from model.embedding import Counting, Embedding, LexicalWeights
 
 PAGE = 64
 """Documents that are read and tokenised at once; each forward pass is kept as soon as it is done."""
@@ -158,21 +158,25 @@ class _Run:
         """Embed the present versions of these documents; those that are gone are passed over."""
         if not (texts := self._source.texts(keys)):
             return
-        tokenized = self._model.tokenize([one.text for one in texts], self._most)
+        counting: Counting | None = "whole" if self._target.settings.bm25 else None
+        tokenized = self._model.tokenize([one.text for one in texts], self._most, count_terms=counting)
         for batch in token_batches([len(one.ids) for one in tokenized], self._budget):
             found = self._model.forward([tokenized[place].ids for place in batch], self._model.card.outputs)
             rows = []
             for place, embedding in zip(batch, found, strict=True):
-                cut = tokenized[place].total > len(tokenized[place].ids)
-                if (row := self._row(staging, texts[place], replace(embedding, truncated=cut))) is not None:
+                tokens = tokenized[place]
+                whole = replace(embedding, truncated=tokens.total > len(tokens.ids))
+                if (row := self._row(staging, texts[place], whole, tokens.terms)) is not None:
                     rows.append(row)
             staging.put(rows)
             self._embedded += len(rows)
             bar.update(len(batch))
 
-    def _row(self, staging: Staging, text: Text, embedding: Embedding) -> restage.Row | None:
+    def _row(
+        self, staging: Staging, text: Text, embedding: Embedding, terms: LexicalWeights | None
+    ) -> restage.Row | None:
         try:
-            return staging.row(text, embedding)
+            return staging.row(text, embedding, terms)
         except DocumentInvalid as error:
             self._refused[text.key, text.stamp] = error
             return None

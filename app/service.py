@@ -42,7 +42,7 @@ from app.settings import ApiKey, Settings
 from app.telemetry import Record
 from app.tracing import Tracing, Untraced
 from app.whole import whole
-from model.embedding import OUTPUTS, Embedding, Output
+from model.embedding import OUTPUTS, Counting, Embedding, Output
 
 Kind = Literal["query", "passage"]
 T = TypeVar("T")
@@ -207,12 +207,14 @@ class Service:
             raise OutputUnavailable(f"this model has no {' and no '.join(missing)} output", param=param)
         return frozenset(present if asked is None else asked)
 
-    async def tokenize(self, texts: Sequence[str], max_length: int | None) -> Sequence[Tokenized]:
+    async def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> Sequence[Tokenized]:
         """Texts to token ids in a worker thread, uncut where `max_length` is None.
 
         Nobody waits for a thread whose client has gone.
         """
-        work = partial(self.model.tokenize, texts, max_length)
+        work = partial(self.model.tokenize, texts, max_length, count_terms=count_terms)
         with self._tracing.span("tokenize", texts=len(texts)):
             return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
 
@@ -257,15 +259,22 @@ class Service:
         return await self.embed_tokens(record, await self.tokenize(texts, max_length), outputs)
 
     async def embed_queries(
-        self, record: Record, texts: Sequence[str], outputs: AbstractSet[Output], max_length: int
+        self,
+        record: Record,
+        texts: Sequence[str],
+        outputs: AbstractSet[Output],
+        max_length: int,
+        count_terms: Counting | None = None,
     ) -> Embedded:
         """`embed` of searches' queries: those that were asked before come from the cache."""
-        asked = [Asked(text, max_length, frozenset(outputs)) for text in texts]
+        asked = [Asked(text, max_length, frozenset(outputs), count_terms) for text in texts]
         found = {one: answer for one in asked if (answer := self.cache.get(one)) is not None}
         missing = [one for one in dict.fromkeys(asked) if one not in found]
         self.metrics.cache_looked_up(len(found), len(missing))
         if missing:
-            fresh = await self.embed(record, [one.text for one in missing], outputs, max_length)
+            unknown = [one.text for one in missing]
+            tokens = await self.tokenize(unknown, max_length, count_terms=count_terms)
+            fresh = await self.embed_tokens(record, tokens, outputs)
             for one, embedding, tokenized in zip(missing, fresh.embeddings, fresh.tokenized, strict=True):
                 found[one] = embedding, tokenized
                 self.cache.put(one, found[one])

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.errors import TokensInvalid
 from app.ports import ModelCard, Tokenized
-from model.embedding import IntArray
+from model.embedding import IntArray, LexicalWeights
 
 SPACE = "▁"
 SPECIAL = frozenset({"<s>", "<pad>", "</s>", "<unk>", "<mask>"})
@@ -27,6 +27,11 @@ class GivenTokens:
     def offsets(self) -> Sequence[tuple[int, int]]:
         """(0, 0) for every token: there is no text that it could lie in."""
         return [(0, 0)] * len(self.ids)
+
+    @property
+    def terms(self) -> LexicalWeights | None:
+        """None: nothing searches or stores them."""
+        return None
 
 
 def check_ids(ids: Sequence[int], card: ModelCard, param: str) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from model.embedding import OUTPUTS, Embedding, IntArray, Output
+from model.embedding import OUTPUTS, Counting, Embedding, IntArray, Output
 from model.engine import Engine
 from model.tokenizer import TokenizedText, Tokenizer
 
@@ -105,16 +105,19 @@ class Embedder:
                 bar.update(len(batch))
         return [embedding for embedding in results if embedding is not None]
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens (2 to the encoder's limit; None is uncut). Thread-safe.
 
+        `count_terms` also counts the ids, of the whole texts or of what is kept.
         Raises TextError for invalid Unicode, ValueError for a length out of range.
         """
         if max_length is not None and not 2 <= max_length <= self.max_length:
             raise ValueError(f"max_length {max_length} is not within 2 and the model's {self.max_length}")
         if self.options.blank_as_empty:
             texts = ["" if text.isspace() else text for text in texts]
-        return self.tokenizer.tokenize(texts, max_length)
+        return self.tokenizer.tokenize(texts, max_length, count_terms=count_terms)
 
     def _tokenize_as(self, kind: Kind, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
         options = self.options

@@ -17,6 +17,9 @@ Output = Literal["dense", "sparse", "colbert"]
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
+Counting = Literal["kept", "whole"]
+"""Which tokens of a text are counted: those that are kept where it is cut, or all."""
+
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 

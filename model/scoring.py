@@ -18,15 +18,17 @@ from model.embedding import FloatArray, LexicalWeights
 class FusionWeights:
     """The weights of the hybrid score; the default is that of the model card's example.
 
+    `bm25` is that of a fourth score, which is none of the model's: 0 unless it is wanted.
     Raises ValueError where one is negative or not finite, or their sum is 0 or not finite.
     """
 
     dense: float = 0.4
     sparse: float = 0.2
     colbert: float = 0.4
+    bm25: float = 0.0
 
     def __post_init__(self) -> None:
-        values = (self.dense, self.sparse, self.colbert)
+        values = (self.dense, self.sparse, self.colbert, self.bm25)
         if not all(np.isfinite(value) and value >= 0 for value in values):
             raise ValueError(f"fusion weights must be finite and not negative, got {values}")
         if not 0 < sum(values) < np.inf:
@@ -58,13 +60,16 @@ def hybrid_score(
     dense: NDArray[np.floating] | float,
     sparse: NDArray[np.floating] | float,
     colbert: NDArray[np.floating] | float,
+    bm25: NDArray[np.floating] | float = 0.0,
 ) -> NDArray[np.float64]:
-    """Weighted mean of the three scores: (w_d d + w_s s + w_c c) / (w_d + w_s + w_c)."""
+    """Weighted mean of the scores: (w_d d + w_s s + w_c c + w_b b) / (w_d + w_s + w_c + w_b)."""
     # Divided first, so that no weight, however large, overflows a product.
-    total = weights.dense + weights.sparse + weights.colbert
+    total = weights.dense + weights.sparse + weights.colbert + weights.bm25
     blend = (
         weights.dense / total * np.asarray(dense, np.float64)
         + weights.sparse / total * np.asarray(sparse, np.float64)
         + weights.colbert / total * np.asarray(colbert, np.float64)
     )
+    if weights.bm25:
+        blend = blend + weights.bm25 / total * np.asarray(bm25, np.float64)
     return np.asarray(blend, np.float64)

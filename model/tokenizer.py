@@ -7,15 +7,15 @@ itself. Nothing here is ever changed after construction, so threads may share on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from model.config import EncoderConfig
-from model.embedding import IntArray
+from model.embedding import Counting, IntArray, LexicalWeights
 
 # Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
 _SLICE_CHARACTERS = 1_000_000
@@ -34,12 +34,14 @@ class TokenizedText:
     """One text as token ids, cut to the length that was asked for.
 
     Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `spans` [T, 2] int32, each token's place
-    in the text; `total` tokens before the cut.
+    in the text; `total` tokens before the cut; `terms`, where they were asked for, how often each
+    token id stands there, without the ids that carry no lexical weight.
     """
 
     ids: IntArray
     spans: IntArray
     total: int
+    terms: LexicalWeights | None = None
 
     @property
     def truncated(self) -> bool:
@@ -79,9 +81,12 @@ class Tokenizer:
         self.unused_ids = frozenset(token for token in special if token is not None)
         """Ids that carry no lexical weight: `<s>`, `</s>`, `<pad>`, `<unk>`."""
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> list[TokenizedText]:
         """Texts to ids of at most `max_length` tokens (None: all), in order; a cut keeps `</s>` at the end.
 
+        `count_terms` also counts ids, as BM25 needs them: of the whole texts or of what is kept.
         Raises TextError for a text with a lone surrogate.
         """
         if max_length is not None and max_length < 2:
@@ -90,7 +95,12 @@ class Tokenizer:
             _check(number, text)
         found: list[TokenizedText] = []
         for part in _slices(texts):
-            found += [_cut(encoding, max_length) for encoding in self._tokenizer.encode_batch(part)]
+            for encoding in self._tokenizer.encode_batch(part):
+                one = _cut(encoding, max_length)
+                if count_terms is not None:
+                    ids = one.ids if count_terms == "kept" else np.array(encoding.ids, np.int32)
+                    one = replace(one, terms=_counted(ids, self.unused_ids))
+                found.append(one)
         return found
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -119,6 +129,13 @@ def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
         size += len(text)
     if part:
         yield part
+
+
+def _counted(ids: IntArray, unused: Collection[int]) -> LexicalWeights:
+    """How often each id stands there; counts beyond 2^24 are rounded."""
+    found, counts = np.unique(ids, return_counts=True)
+    kept = ~np.isin(found, list(unused))
+    return LexicalWeights(found[kept], counts[kept].astype(np.float32))
 
 
 def _cut(encoding: tokenizers.Encoding, max_length: int | None) -> TokenizedText:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
 from app.ports import ModelCard
-from model.embedding import OUTPUTS, Embedding, IntArray, LexicalWeights, Output
+from model.embedding import OUTPUTS, Counting, Embedding, IntArray, LexicalWeights, Output
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 VOCAB, HIDDEN, COLBERT = 50_000, 24, 16
@@ -43,6 +44,19 @@ class FakeTokens:
     ids: IntArray
     offsets: Sequence[tuple[int, int]]
     total: int
+    terms: LexicalWeights | None = None
+
+
+def split(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """A text's words and where they stand."""
+    return [(match.group(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def counted(text: str, most: int | None = None) -> LexicalWeights:
+    """How often each of a text's tokens, or of its first `most`, stands in it."""
+    counts = Counter(token_id(word.lower()) for word, _ in split(text)[:most])
+    ids = sorted(counts)
+    return LexicalWeights(np.array(ids, np.int32), np.array([counts[one] for one in ids], np.float32))
 
 
 @lru_cache(maxsize=10_000)
@@ -84,11 +98,17 @@ class FakeModel:
         self.gate.set()
         self._words: dict[int, str] = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None) -> list[FakeTokens]:
-        return [self._tokenize(text, max_length) for text in texts]
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> list[FakeTokens]:
+        found = [self._tokenize(text, max_length) for text in texts]
+        if count_terms is None:
+            return found
+        most = None if count_terms == "whole" or max_length is None else max_length - 2
+        return [replace(one, terms=counted(text, most)) for one, text in zip(found, texts, strict=True)]
 
     def _tokenize(self, text: str, max_length: int | None) -> FakeTokens:
-        words = [(match.group().lower(), match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
+        words = [(word.lower(), span) for word, span in split(text)]
         for word, _ in words:
             self._words[token_id(word)] = word
         kept = words if max_length is None else words[: max_length - 2]

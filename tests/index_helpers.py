@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,42 @@ def weights(rng: np.random.Generator, most: int = 8) -> LexicalWeights:
     """Random lexical weights, perhaps none; few terms, so that documents share some."""
     terms = np.sort(rng.choice(VOCABULARY, int(rng.integers(0, most)), replace=False)).astype(np.int32)
     return LexicalWeights(terms, (rng.random(len(terms)) + 0.01).astype(np.float32))
+
+
+def words(rng: np.random.Generator, most: int = 8, often: int = 4) -> LexicalWeights:
+    """Random counts of terms, perhaps none; now and then those of a text that is many times as long."""
+    terms = np.sort(rng.choice(VOCABULARY, int(rng.integers(0, most)), replace=False)).astype(np.int32)
+    counts = rng.integers(1, often + 1, len(terms)) * (1 if rng.integers(5) else 25)
+    return LexicalWeights(terms, counts.astype(np.float32))
+
+
+def bm25(query: LexicalWeights, documents: Mapping[str, LexicalWeights]) -> dict[str, float]:
+    """Each document's BM25 score among these, by the formula, in plain Python."""
+    asked = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
+    counts = {
+        name: dict(zip(one.indices.tolist(), one.values.tolist(), strict=True))
+        for name, one in documents.items()
+    }
+    lengths = {name: sum(one.values()) for name, one in counts.items()}
+    mean = sum(lengths.values()) / max(1, len(lengths))
+    scores = dict.fromkeys(documents, 0.0)
+    for term, times in asked.items():
+        having = [name for name, one in counts.items() if term in one]
+        idf = math.log(1 + (len(documents) - len(having) + 0.5) / (len(having) + 0.5))
+        for name in having:
+            tf = counts[name][term]
+            norm = 1.2 * (1 - 0.75 + 0.75 * lengths[name] / mean)
+            scores[name] += times * idf * tf * 2.2 / (tf + norm)
+    return scores
+
+
+def most_bm25(query: LexicalWeights, documents: Mapping[str, LexicalWeights]) -> float:
+    """What the scores stay below: of a document that has each term for ever."""
+    total = 0.0
+    for term, times in zip(query.indices.tolist(), query.values.tolist(), strict=True):
+        having = sum(term in one.indices for one in documents.values())
+        total += times * math.log(1 + (len(documents) - having + 0.5) / (having + 0.5)) * 2.2
+    return total or 1.0
 
 
 def embedding(rng: np.random.Generator, without: tuple[str, ...] = ()) -> Embedding:
@@ -49,9 +87,10 @@ def truth(query: Embedding, document: Embedding) -> dict[str, float | None]:
     return scores
 
 
-def blend(scores: dict[str, float | None], use: FusionWeights) -> float:
-    """The hybrid score; what is missing counts 0."""
-    return float(hybrid_score(use, scores["dense"] or 0.0, scores["sparse"] or 0.0, scores["colbert"] or 0.0))
+def blend(scores: Mapping[str, float | None], use: FusionWeights, most: float = 1.0) -> float:
+    """The hybrid score; what is missing counts 0, and BM25's is divided by the most that there can be."""
+    dense, sparse, colbert = (scores[leg] or 0.0 for leg in ("dense", "sparse", "colbert"))
+    return float(hybrid_score(use, dense, sparse, colbert, (scores.get("bm25") or 0.0) / most))
 
 
 def opened(folder: Path, fingerprint: str | None = FINGERPRINT) -> Database:

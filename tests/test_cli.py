@@ -172,6 +172,19 @@ def test_commands_use_the_server_that_holds_the_folder(tmp_path: Path) -> None:
         assert f"in use by process {process.pid}" in second.stderr
 
 
+def test_a_search_by_words_alone(tmp_path: Path) -> None:
+    data = ("--data-dir", tmp_path / "data")
+    source = lines(tmp_path / "corpus.jsonl", *DOCUMENTS)
+    with running_server(tmp_path / "data") as (client, _):
+        assert client.put("/collections/default", json={"bm25": True}).status_code == 201
+        trivec("index", source, *data)
+        shown = trivec("search", "Eiffel Tower", "--mode", "bm25", *data).stdout
+        assert "tower" in shown and "(bm25 " in shown and "dense" not in shown and "dom" not in shown
+        client.put("/collections/plain")
+        said = trivec("search", "x", "--mode", "bm25", "--collection", "plain", *data, status=1).stderr
+        assert "invalid_query (mode)" in said
+
+
 def test_search_says_what_is_wrong(tmp_path: Path) -> None:
     data = ("--data-dir", tmp_path / "data")
     assert "collection_not_found" in trivec("search", "x", "--collection", "nope", *data, status=1).stderr

@@ -34,6 +34,7 @@ def test_a_collection_is_made_described_listed_and_dropped(client: TestClient) -
         "dense_index": "auto",
         "colbert_pooling": 1,
         "colbert_candidates": False,
+        "bm25": False,
         **settings,
     }
     assert client.put("/collections/notes", json=settings).status_code == 200

@@ -279,7 +279,8 @@ def test_damaged_segments_are_made_anew(
     state: State = {}
     with opened(tmp_path) as database:
         where = made(
-            database, settings=CollectionSettings(kind, "float32", colbert_candidates=kind != "auto")
+            database,
+            settings=CollectionSettings(kind, "float32", colbert_candidates=kind != "auto", bm25=True),
         )
         version = 0
         for _ in range(8):

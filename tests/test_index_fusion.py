@@ -14,6 +14,7 @@ LEGS = Legs(
     dense=np.array([0.9, 0.5, 0.5, NAN, 0.1]),
     sparse=np.array([0.0, 2.0, NAN, 1.0, 0.0]),
     colbert=np.array([0.3, NAN, 0.2, 0.6, -0.1]),
+    bm25=np.full(5, NAN),
 )
 EVEN = FusionWeights(1, 1, 1)
 

@@ -155,6 +155,12 @@ def test_huge_and_tiny_weights_do_not_overflow() -> None:
         assert abs(hybrid_score(FusionWeights(scale, scale, 0), 1e10, 3e10, 1.0) - 2e10) < 1
 
 
+def test_a_fourth_score_takes_its_share() -> None:
+    assert hybrid_score(FusionWeights(1, 0, 2, 1), 0.5, 9.0, 0.25, 1.0) == pytest.approx(2 / 4)
+    assert hybrid_score(FusionWeights(0, 0, 0, 3), 0.5, 9.0, 0.25, 0.75) == pytest.approx(0.75)
+    assert hybrid_score(FusionWeights(), 0.5, 1.0, 0.25, 7.0) == hybrid_score(FusionWeights(), 0.5, 1.0, 0.25)
+
+
 def test_published_lexical_self_score() -> None:
     """FlagEmbedding issue 552: the score of a text with itself, from its published weights (fp16)."""
     values = [0.0836, 0.08154, 0.1295, 0.252, 0.17, 0.2695, 0.04074]
@@ -176,8 +182,8 @@ def test_colbert_score_is_a_mean_of_maxima_and_keeps_negative_similarities() -> 
 
 
 @pytest.mark.parametrize(
-    "weights", [(0, 0, 0), (-1, 1, 1), (np.nan, 1, 1), (np.inf, 0, 0), (1e308, 1e308, 1e308)]
+    "weights", [(0, 0, 0), (-1, 1, 1), (np.nan, 1, 1), (np.inf, 0, 0), (1e308, 1e308, 1e308), (1, 1, 1, -1)]
 )
-def test_weights_that_cannot_be_averaged_with_are_refused(weights: tuple[float, float, float]) -> None:
+def test_weights_that_cannot_be_averaged_with_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="weight"):
         FusionWeights(*weights)

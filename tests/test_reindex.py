@@ -20,7 +20,7 @@ import pytest
 from app import reindex as reindexing
 from app.index import restage
 from app.index.collection import Collection as Stored
-from app.index.collection import Database, Document
+from app.index.collection import Database, Document, StoredDocument
 from app.index.errors import (
     CollectionNotFound,
     DataFolderInUse,
@@ -30,15 +30,21 @@ from app.index.errors import (
 )
 from app.index.owner import FolderLock
 from app.index.storage import APPLICATION_ID, FILE_NAME, MIGRATIONS
+from app.index.verify import verify
 from app.reindex import ReindexReport, reindex
 from app.settings import Settings
-from model.embedding import Embedding, IntArray, LexicalWeights, Output
-from tests.fakes import CARD, FakeModel, token_id, vector
+from model.embedding import Counting, Embedding, IntArray, LexicalWeights, Output
+from tests.fakes import CARD, FakeModel, FakeTokens, counted, token_id, vector
 from tests.http_helpers import serving
+from tests.index_helpers import bm25
 
 ROOT = Path(__file__).parent.parent
 WIDTH, COLBERT = 20, 12
 OTHER = replace(CARD, name="other", fingerprint="0b" * 32, hidden_size=WIDTH, colbert_dim=COLBERT)
+
+
+def shifted(terms: LexicalWeights) -> LexicalWeights:
+    return LexicalWeights(terms.indices + np.int32(1), terms.values)
 
 
 @dataclass
@@ -52,6 +58,13 @@ class OtherModel(FakeModel):
     """Texts that went through a forward pass."""
     infinite: set[int] = field(default_factory=set)
     """Token ids that make a dense vector infinite."""
+
+    def tokenize(
+        self, texts: Sequence[str], max_length: int, *, count_terms: Counting | None = None
+    ) -> list[FakeTokens]:
+        """Of another vocabulary, as far as terms are counted."""
+        found = super().tokenize(texts, max_length, count_terms=count_terms)
+        return [one if one.terms is None else replace(one, terms=shifted(one.terms)) for one in found]
 
     def forward(
         self,
@@ -176,7 +189,13 @@ def put(collection: Stored, doc_id: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [{"colbert": "float16"}, {"colbert": "4bit"}, {"colbert": "int8", "colbert_pooling": 2}]
+    "kind",
+    [
+        {"colbert": "float16"},
+        {"colbert": "4bit"},
+        {"colbert": "int8", "colbert_pooling": 2},
+        {"colbert": "1bit", "bm25": True},
+    ],
 )
 def test_what_is_stored_is_what_a_fresh_upsert_stores(
     tmp_path: Path, seed: int, kind: dict[str, object]
@@ -208,6 +227,35 @@ def test_what_is_stored_is_what_a_fresh_upsert_stores(
         assert client.post("/collections/other/search", json={"query": "w1"}).status_code == 409
     report = again(tmp_path / "old", model)
     assert report.status == "current" and not model.count
+    assert not verify(tmp_path / "old").damaged
+
+
+@pytest.mark.parametrize("rows", [20, 4096])
+def test_words_are_those_of_the_new_tokenizer(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """The whole texts' though they are cut for the model, in segments as in memory."""
+    monkeypatch.setattr("app.index.upkeep.SEGMENT_ROWS", rows)
+    documents = texts(np.random.default_rng(seed), 60)
+    fill(tmp_path, FakeModel(), documents, {"bm25": True}, most=20)
+    again(tmp_path)
+    whole = {one.id: shifted(counted(one.text)) for one in stored(tmp_path)}
+    query = "w1 w2 w3 w4 w5 w6 w7 w8 w9 title"
+    expected = bm25(shifted(counted(query)), whole)
+    with serving(tmp_path, OtherModel()) as client:
+        body = {"query": query, "mode": "bm25", "top_k": 60}
+        hits = client.post("/collections/c/search", json=body).json()["hits"]
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(
+        {name: score for name, score in expected.items() if score > 0}, rel=1e-5
+    )
+    with Database(tmp_path) as database:
+        stats = database.get("c").stats()
+    assert stats.length == sum(int(one.values.sum()) for one in whole.values())
+
+
+def stored(folder: Path) -> list[StoredDocument]:
+    with Database(folder) as database:
+        return database.get("c").documents()
 
 
 def test_derived_files_of_the_old_vectors_are_gone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_truncation_is_reported_and_keeps_the_end(tokenizer: Tokenizer) -> None:
     assert not exact.truncated
     uncut = tokenizer.tokenize(["one two three four five six seven"], None)[0]
     assert uncut.ids.tolist() == whole.ids.tolist() and not uncut.truncated
+
+
+@given(st.text(max_size=200), st.integers(2, 40))
+def test_terms_count_the_whole_text_or_what_is_kept_of_it(text: str, limit: int) -> None:
+    whole = shared().tokenize([text], 8192)[0]
+    assert whole.terms is None
+    for count, source in (("whole", whole.ids), ("kept", shared().tokenize([text], limit)[0].ids)):
+        (cut,) = shared().tokenize([text], limit, count_terms=count)
+        assert cut.terms is not None and len(cut.ids) <= limit
+        expected = Counter(one for one in source.tolist() if one not in {0, 1, 2, 3})
+        assert dict(zip(cut.terms.indices.tolist(), cut.terms.values.tolist(), strict=True)) == expected
+
+
+def test_special_ids_are_no_terms(tokenizer: Tokenizer) -> None:
+    (one,) = tokenizer.tokenize(["the <pad> the </s><s><unk> the"], 5, count_terms="whole")
+    assert one.terms is not None and not set(one.terms.indices.tolist()) & {0, 1, 2, 3}
+    assert one.terms.values.max() == 3
+    for empty in ("", "</s>"):
+        (one,) = tokenizer.tokenize([empty], 5, count_terms="whole")
+        assert one.terms is not None and len(one.terms) == 0
 
 
 @given(st.text(max_size=200), st.integers(2, 40))

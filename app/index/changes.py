@@ -23,7 +23,10 @@ Value = TypeVar("Value", int, str)
 
 PAGE = 500
 """Values listed in one statement."""
-SIZES = ("text_bytes", "metadata_bytes", "dense_bytes", "sparse_bytes", "colbert_bytes")
+SIZES = (
+    *("text_bytes", "metadata_bytes", "dense_bytes", "sparse_bytes", "colbert_bytes", "terms_bytes"),
+    "length",
+)
 COLUMNS = (
     *("key", "collection", "doc_id", "seq", "stamp", "tokens", "truncated"),
     *SIZES,
@@ -77,8 +80,9 @@ def put(
         rows,
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values, digest) "
-        "VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO vectors "
+        "(document, dense, sparse_indices, sparse_values, terms, counts, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (_vectors(record, int(key)) for record, key in zip(records, keys, strict=True)),
     )
     connection.executemany(
@@ -97,7 +101,8 @@ def put(
             for path, kind, value in record.facts
         ),
     )
-    sizes = [[row[at] for row in rows] for at in range(7, 12)]
+    first = COLUMNS.index(SIZES[0])
+    sizes = [[row[at] for row in rows] for at in range(first, first + len(SIZES))]
     _count(
         connection, collection, [len(rows), *(sum(int(one or 0) for one in column) for column in sizes)], 1
     )
@@ -174,6 +179,8 @@ def _row(collection: int, record: Record, key: int, stamp: int, seq: int) -> tup
         None if one.dense is None else 4 * one.dense.size,
         None if one.sparse is None else 8 * len(one.sparse),
         None if record.codes is None else len(record.codes),
+        None if record.terms is None else 6 * len(record.terms),
+        record.length,
         record.metadata,
         record.text,
         of_document(key, record.doc_id, record.metadata, record.text),
@@ -181,7 +188,7 @@ def _row(collection: int, record: Record, key: int, stamp: int, seq: int) -> tup
 
 
 def _vectors(record: Record, key: int) -> tuple[int | bytes | None, ...]:
-    parts = vector_parts(record.embedding)
+    parts = vector_parts(record.embedding, record.terms)
     return (key, *parts, digest(key, *parts))
 
 

@@ -26,7 +26,7 @@ from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch
 from app.index.filters import Filter, is_unicode
 from app.index.measure import Measurable, Measure, measured
 from app.index.owner import FolderLock
-from app.index.rebuild import Progress, discard, layout_of, load, new_path, nothing, row_of
+from app.index.rebuild import Progress, discard, layout_of, load, mean_of, new_path, nothing, row_of
 from app.index.search import check, search
 from app.index.segment import write
 from app.index.snapshot import Snapshot
@@ -278,7 +278,7 @@ class Collection:
         encoded = {one.doc_id: one for one in records.encode_all(documents, self.info, self._workers)}
         if not encoded:
             return []
-        found_by = [row_of(self._layout, 0, 0, one.embedding) for one in encoded.values()]
+        found_by = [row_of(self._layout, 0, 0, one.embedding, one.terms) for one in encoded.values()]
         with self._timed("upsert"), self._change:
             self._ready()
             before = self._derived or self._load()
@@ -291,7 +291,8 @@ class Collection:
                 ]
                 self._allowed.changed(first + len(rows) - 1, written.keys)
                 # Before the commit: should memory run out here, nothing has happened.
-                after = before.changed(written.replaced, rows, len(written.replaced) - len(rows))
+                mean = mean_of(connection, self._key, self._layout)
+                after = before.changed(written.replaced, rows, len(written.replaced) - len(rows), mean)
             self._derived = after
         if len(after.recent) >= upkeep.SEGMENT_ROWS:
             self._wake()
@@ -396,7 +397,10 @@ class Collection:
         """Merge the segments that `merge_plan` names; called by upkeep."""
         with self._merging:
             state = self._derived
-            if self._dropped or state is None or not (parts := merge_plan(state, idle=idle)):
+            if self._dropped or state is None:
+                return False
+            mean = state.mean if self.info.settings.bm25 else None
+            if not (parts := merge_plan(state, idle=idle, mean=mean)):
                 return False
             with self._timed("merge"):
                 self._replace(state, parts, sealed=0)
@@ -419,7 +423,8 @@ class Collection:
         new = None
         if any(chosen.any() for _, chosen in sources):
             path = new_path(self._segments)
-            new = write(path, sources, self._layout, self.info.settings.dense_index, self._workers)
+            kind = self.info.settings.dense_index
+            new = write(path, sources, self._layout, kind, self._workers, state.mean)
         with self._change:
             if self._derived is None:  # dropped meanwhile
                 if new is not None:
@@ -446,7 +451,7 @@ class Collection:
                 first = changes.advance(connection, self._key, self.name, len(keys))
                 self._allowed.changed(first + len(keys) - 1, keys)
                 changes.remove(connection, self._key, keys)
-                after = before.changed(keys, [], len(keys))
+                after = before.changed(keys, [], len(keys), mean_of(connection, self._key, self._layout))
             self._derived = after
         self._wake()
         return len(keys)

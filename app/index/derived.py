@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from app.index.bm25 import Asked, drift
 from app.index.facts import Keys
 from app.index.port import Found
 from app.index.recent import Flags, Layout, Recent, Row
 from app.index.rows import best
 from app.index.segment import Segment, Source
 from app.index.workers import Workers
-from model.embedding import FloatArray, LexicalWeights
+from model.embedding import FloatArray, IntArray, LexicalWeights
 
+SLACK = 1 + 1e-5
+"""For what float32 rounds off where impacts are changed from one mean length to another."""
 KEYS_A_TABLE_BEARS = 16
 """A table of all keys is the fastest way to look rows up, where it is not much larger than what it serves."""
 
@@ -67,21 +70,26 @@ class Derived:
     """Which rows of `recent` are present versions."""
     count: int
     """Documents."""
+    mean: float = 1.0
+    """Where there is BM25: their mean length in tokens."""
 
     @classmethod
     def empty(cls, layout: Layout) -> Derived:
         """Of no documents."""
         return cls((), Recent.empty(layout), np.empty(0, np.bool_), 0)
 
-    def changed(self, gone: Keys, rows: Sequence[Row], removed: int) -> Derived:
-        """Without the versions of `gone` (ascending), then with these rows; `removed` documents fewer."""
+    def changed(self, gone: Keys, rows: Sequence[Row], removed: int, mean: float = 1.0) -> Derived:
+        """Without the versions of `gone` (ascending), then with these rows; `removed` documents fewer.
+
+        `mean` is the mean length after that.
+        """
         parts, alive = self.parts, np.ones(len(self.recent) + len(rows), np.bool_)
         alive[: len(self.alive)] = self.alive
         if gone.size:
             parts = tuple(part.without(gone) for part in parts)
             alive[self.recent.rows_of(gone)] = False
         recent = self.recent.added(rows) if rows else self.recent
-        return Derived(parts, recent, alive, self.count - removed)
+        return Derived(parts, recent, alive, self.count - removed, mean)
 
     def replaced(
         self, old: Sequence[Segment], sealed: int, new: Segment | None, chosen: Sequence[Flags]
@@ -146,6 +154,28 @@ class Derived:
         if len(self.recent):
             found.append((self.recent.keys, *self.recent.search_weights(name, query, count, usable.recent)))
         return _best(found, count)
+
+    def search_terms(self, name: str, query: Asked, count: int, usable: Usable, workers: Workers) -> Found:
+        """The `count` usable documents with the highest bounds of BM25, which no true score is above.
+
+        A segment's impacts are of the mean length of the time when it was written.
+        """
+        found = []
+        for part, flags in zip(self.parts, usable.parts, strict=True):
+            rows, scores = part.rows.search_weights(name, query.weights, count, flags, workers)
+            scores *= np.float32(drift(part.rows.mean, query.mean) * SLACK)
+            found.append((part.rows.keys, rows, scores))
+        if len(self.recent):
+            found.append((self.recent.keys, *self.recent.search_terms(name, query, count, usable.recent)))
+        return _best(found, count)
+
+    def frequencies(self, name: str, terms: IntArray) -> NDArray[np.int64]:
+        """How many documents have each of these ascending terms. Shape: [n]."""
+        found = self.recent.frequencies(name, terms, self.alive)
+        for part in self.parts:
+            living = None if part.living == len(part.rows) else part.alive
+            found += part.rows.frequencies(name, terms, living)
+        return found
 
 
 def _best(found: Sequence[tuple[Keys, NDArray[np.int64], FloatArray]], count: int) -> Found:

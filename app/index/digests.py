@@ -94,7 +94,8 @@ _CHECKS = (
         "vectors",
         "SELECT c.name, CAST(d.doc_id AS BLOB) FROM documents d JOIN collections c ON c.id = d.collection "
         "LEFT JOIN vectors v ON v.document = d.key "
-        "WHERE v.digest IS NOT digest(d.key, v.dense, v.sparse_indices, v.sparse_values)",
+        "WHERE v.digest IS NOT "
+        "digest(d.key, v.dense, v.sparse_indices, v.sparse_values, v.terms, v.counts)",
     ),
     (
         "token vectors",

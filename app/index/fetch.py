@@ -25,6 +25,8 @@ PAGE = 500
 _STORED = (
     "key, digest, doc_id, text, metadata, tokens, truncated, seq, dense_bytes, sparse_bytes, colbert_bytes"
 )
+_PARTS = "v.dense, v.sparse_indices, v.sparse_values, v.terms, v.counts"
+"""Of a row of `vectors`, in the order in which its digest takes them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +37,9 @@ class Vectors:
     dense: list[bytes | None]
     indices: list[bytes | None]
     values: list[bytes | None]
+    terms: list[bytes | None]
+    """For BM25: term ids, and how often each stands in the text."""
+    counts: list[bytes | None]
     codes: list[bytes | None]
     """Token vectors, or all None where they were not asked for."""
     tokens_of_row: list[bytes | None]
@@ -100,24 +105,22 @@ def ids_by_key(connection: sqlite3.Connection, keys: Keys) -> dict[int, str]:
 
 def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report: Report = raised) -> Vectors:
     """The stored vectors of those keys that exist and are not damaged, in ascending order of key."""
-    found = Vectors(keys, [], [], [], [], [])
+    found = Vectors(keys, [], [], [], [], [], [], [])
     present: list[int] = []
     last, join = _token_vectors("v.document", wanted=colbert)
     for page in _pages(np.sort(keys)):
         sql = (
-            f"SELECT v.document, v.digest, v.dense, v.sparse_indices, v.sparse_values, {last} "
+            f"SELECT v.document, v.digest, {_PARTS}, {last} "
             f"FROM vectors v {join} WHERE v.document IN ({','.join('?' * len(page))}) ORDER BY v.document"
         )
-        for key, sealed, dense, indices, values, codes_sealed, codes, tokens_of_row in connection.execute(
-            sql, page
-        ):
-            if fault := _fault(key, (sealed, dense, indices, values), (codes_sealed, codes, tokens_of_row)):
+        for key, sealed, *parts, codes_sealed, codes, tokens_of_row in connection.execute(sql, page):
+            if fault := _fault(key, (sealed, *parts), (codes_sealed, codes, tokens_of_row)):
                 report(fault)
                 continue
             present.append(key)
-            found.dense.append(dense)
-            found.indices.append(indices)
-            found.values.append(values)
+            columns = (found.dense, found.indices, found.values, found.terms, found.counts)
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part)
             found.codes.append(codes)
             found.tokens_of_row.append(tokens_of_row)
     return replace(found, keys=np.array(present, np.int64))
@@ -125,15 +128,15 @@ def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report
 
 def stream(
     connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report: Report = raised
-) -> Iterator[tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]]:
-    """Key, stamp, dense vector, terms, weights and codes of documents, ascending, a page at a time.
+) -> Iterator[tuple[int, int, Sequence[bytes | None], bytes | None]]:
+    """Key, stamp, parts and codes of documents, ascending, a page at a time.
 
-    A damaged document has none of them.
+    The parts are dense vector, lexical ids and weights, BM25's terms and counts. A damaged document has none.
     """
     last, join = _token_vectors("d.key", wanted=colbert)
     for page in _pages(np.sort(keys)):
         sql = (
-            f"SELECT d.key, d.stamp, v.digest, v.dense, v.sparse_indices, v.sparse_values, {last} "
+            f"SELECT d.key, d.stamp, v.digest, {_PARTS}, {last} "
             f"FROM documents d JOIN vectors v ON v.document = d.key {join} "
             f"WHERE d.key IN ({','.join('?' * len(page))}) ORDER BY d.key"
         )
@@ -142,20 +145,26 @@ def stream(
         ).fetchall():
             if fault := _fault(key, (sealed, *parts), (codes_sealed, codes, tokens_of_row)):
                 report(fault)
-                parts, codes = [None, None, None], None
-            yield key, stamp, *parts, codes
+                parts, codes = [None] * len(parts), None
+            yield key, stamp, parts, codes
 
 
 def stats(connection: sqlite3.Connection, collection: int, name: str) -> CollectionStats:
     """Counts and sizes, kept with the collection."""
     rows = connection.execute(
-        "SELECT count, last_seq, text_bytes, metadata_bytes, dense_bytes, sparse_bytes, colbert_bytes "
-        "FROM collections WHERE id = ?",
+        "SELECT count, last_seq, text_bytes, metadata_bytes, dense_bytes, sparse_bytes, colbert_bytes, "
+        "terms_bytes, length FROM collections WHERE id = ?",
         (collection,),
     ).fetchall()
     if not rows:
         raise CollectionNotFound(name)
     return CollectionStats(*map(int, rows[0]))
+
+
+def lengths(connection: sqlite3.Connection, collection: int) -> tuple[int, int]:
+    """How many documents there are, and their lengths in tokens together; kept for BM25 only."""
+    rows = connection.execute("SELECT count, length FROM collections WHERE id = ?", (collection,)).fetchall()
+    return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
 
 
 def floats(blob: bytes | None) -> FloatArray | None:
@@ -168,6 +177,13 @@ def lexical(indices: bytes | None, values: bytes | None) -> LexicalWeights | Non
     if indices is None or values is None:
         return None
     return LexicalWeights(np.frombuffer(indices, "<i4"), np.frombuffer(values, "<f4"))
+
+
+def counted(terms: bytes | None, counts: bytes | None) -> LexicalWeights | None:
+    """BM25's terms as they are stored."""
+    if terms is None or counts is None:
+        return None
+    return LexicalWeights(np.frombuffer(terms, "<i4"), np.frombuffer(counts, "<u2").astype(np.float32))
 
 
 def _stored(row: Sequence[object]) -> StoredDocument:

@@ -11,21 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from app.index.bm25 import Asked, Statistics
 from app.index.facts import Keys
 from app.index.filters import Filter
 from app.index.fusion import Legs
-from app.index.values import CollectionInfo, CollectionStats, Document, StoredDocument
-from model.embedding import OUTPUTS, Embedding, FloatArray
+from app.index.values import LEGS, CollectionInfo, CollectionStats, Document, Leg, StoredDocument
+from model.embedding import Embedding, FloatArray, IntArray, LexicalWeights
 
-Finder = Literal["dense", "sparse", "colbert"]
+Finder = Leg
 """A leg that can put up candidates by itself."""
 
 Found = tuple[Keys, FloatArray]
-"""Keys and scores by which they were found, best first."""
+"""Keys and scores by which they were found, best first. BM25's is a bound: the true one is no higher."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class Scored:
         """Both; no document is in both."""
         keys = np.concatenate([self.keys, other.keys])
         order = np.argsort(keys)
-        legs = {leg: np.concatenate([self.legs.of(leg), other.legs.of(leg)])[order] for leg in OUTPUTS}
+        legs = {leg: np.concatenate([self.legs.of(leg), other.legs.of(leg)])[order] for leg in LEGS}
         return Scored(keys[order], Legs(**legs))
 
 
@@ -56,16 +57,26 @@ class View(Protocol):
         """The legs that can put up candidates."""
         ...
 
-    def candidates(self, query: Embedding, legs: Sequence[Finder], count: int) -> Mapping[Finder, Found]:
-        """At least the `count` best documents of each leg, or all that it has; dense may miss a few."""
+    def statistics(self, terms: IntArray) -> Statistics:
+        """What BM25 must know of these terms: of the whole collection, whatever the filter."""
+        ...
+
+    def candidates(
+        self, query: Embedding, legs: Sequence[Finder], count: int, asked: Asked | None = None
+    ) -> Mapping[Finder, Found]:
+        """At least the `count` best documents of each leg, or all that it has.
+
+        Dense may miss a few. BM25's are the best by their bounds, so no other document's true score is
+        above the last bound.
+        """
         ...
 
     def keys(self) -> Keys:
         """All of them, ascending."""
         ...
 
-    def scores(self, keys: Keys, query: Embedding) -> Scored:
-        """All three true scores of those that exist; NaN where query or document lacks the output.
+    def scores(self, keys: Keys, query: Embedding, asked: Asked | None = None) -> Scored:
+        """All true scores of those that exist; NaN where query or document lacks what a leg needs.
 
         A store may leave out documents, here and below, that it knows to be damaged.
         """
@@ -81,6 +92,10 @@ class View(Protocol):
 
     def embeddings(self, documents: Mapping[int, StoredDocument]) -> Mapping[int, Embedding]:
         """Their stored vectors, as far as the store keeps them exactly."""
+        ...
+
+    def counts(self, keys: Keys) -> Mapping[int, LexicalWeights]:
+        """How often each term stands in these documents, where BM25 is kept."""
         ...
 
 

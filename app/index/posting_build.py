@@ -1,5 +1,7 @@
 """Posting lists written as machine code: from documents, or from the lists of several segments.
 
+BM25's impacts are w = most * tf / (tf + norm) of a row's norm, which a merge may have to change.
+
 Legend as in `posting_kernels.py`. What is counted first is written then, each run in its place.
 """
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from app.index.compiled import inlined, kernel
 from app.index.posting_kernels import end_of
-from app.index.posting_types import RANGE, RANGE_BITS, Bytes, Cursors, Lists, Longs
+from app.index.posting_types import RANGE, RANGE_BITS, Bytes, Cursors, Doubles, Lists, Longs
 from model.embedding import FloatArray, IntArray
 
 
@@ -127,6 +129,26 @@ def write_part(part: Lists, places: Longs, new_rows: Longs, lists: Lists, cursor
                 row = new_rows[base + np.int64(part.row_parts[at])]
                 if row >= 0:
                     _write(lists, cursors, places[theirs], row, part.weights[at])
+
+
+@kernel
+def renorm(lists: Lists, before: Doubles, now: Doubles, most: float) -> bool:
+    """Change impacts as `Norms` says; False where one makes no sense. w * before / (most - w) is tf."""
+    for term in range(len(lists.starts) - 1):
+        for run in range(lists.first_runs[term], lists.first_runs[term + 1]):
+            base = np.int64(lists.run_ranges[run]) << RANGE_BITS
+            maximum = np.float32(0)
+            for at in range(lists.starts[term] + np.int64(lists.run_starts[run]), end_of(lists, term, run)):
+                row = base + np.int64(lists.row_parts[at])
+                weight = np.float64(lists.weights[at])
+                if not (0 < weight < most):
+                    return False
+                share = weight * before[row]
+                changed = np.float32(most * share / (share + (most - weight) * now[row]))
+                lists.weights[at] = changed
+                maximum = max(maximum, changed)
+            lists.run_maxima[run] = maximum
+    return True
 
 
 @kernel

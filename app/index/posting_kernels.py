@@ -100,6 +100,31 @@ def _find(rows: Any, row: Any) -> Any:
 
 
 @kernel
+def living_rows(lists: Lists, places: Longs, living: Bools, dead: Longs) -> Longs:
+    """How many rows that live each of the terms at `places` [n] has. Shape: [n].
+
+    `living` [N]; `dead` are the rows without that flag, ascending: few are looked up, many are not.
+    """
+    found = np.zeros(len(places), np.int64)
+    for mine in range(len(places)):
+        term = places[mine]
+        for run in range(lists.first_runs[term], lists.first_runs[term + 1]):
+            base = np.int64(lists.run_ranges[run]) << RANGE_BITS
+            begin, end = lists.starts[term] + np.int64(lists.run_starts[run]), end_of(lists, term, run)
+            rows = lists.row_parts[begin:end]
+            first, last = np.searchsorted(dead, base), np.searchsorted(dead, base + RANGE)
+            if (last - first) * LOOKUP < end - begin:
+                found[mine] += end - begin
+                for at in range(first, last):
+                    found[mine] -= _find(rows, np.uint16(dead[at] - base)) >= 0
+            else:
+                for at in range(len(rows)):
+                    row = base + np.int64(rows[at])
+                    found[mine] += row < len(living) and living[row]
+    return found
+
+
+@kernel
 def exact_scores(wanted: Longs, runs: Runs, row_parts: Shorts, weights: FloatArray) -> Doubles:
     """The scores of ascending rows, summed in float64 by ascending term. Shapes: [n] -> [n]."""
     scores = np.zeros(len(wanted), np.float64)

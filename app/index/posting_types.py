@@ -66,3 +66,14 @@ class Runs(NamedTuple):
     """The query's weight of the run's term."""
     maxima: Doubles
     """The most that a posting of the run adds to a score."""
+
+
+class Norms(NamedTuple):
+    """The norms of BM25's impacts. Shapes: [N]."""
+
+    before: Doubles
+    """Those that each row's impacts were made with."""
+    now: Doubles
+    """Those that they shall have."""
+    most: float
+    """What impacts stay below."""

@@ -33,6 +33,7 @@ from app.index.posting_types import (
     Cursors,
     Lists,
     Longs,
+    Norms,
     Runs,
 )
 from app.index.workers import Workers
@@ -120,9 +121,10 @@ class Postings:
         return cls._finished(len(offsets) - 1, distinct, lists)
 
     @classmethod
-    def merged(cls, parts: Sequence[tuple[Postings, Bools]]) -> Postings:
+    def merged(cls, parts: Sequence[tuple[Postings, Bools]], norms: Norms | None = None) -> Postings:
         """The rows of some segments, one segment after another, only those whose flag is true.
 
+        Weights are taken as they are, or as impacts of BM25 that get other `norms`, of the result's rows.
         Reads each segment's lists twice, in order; besides the result it takes 8 bytes for each row.
         ValueError if a segment's rows do not ascend or its weights make no sense: its file is damaged.
         """
@@ -136,6 +138,8 @@ class Postings:
         lists, cursors = _allocated(counted)
         for part, places, new_rows in _moves(parts, terms):
             posting_build.write_part(part._lists, places, new_rows, lists, cursors)
+        if norms is not None and not posting_build.renorm(lists, *norms):
+            raise ValueError("posting lists: weights are no impacts")
         return cls._finished(sum(int(np.count_nonzero(living)) for _, living in parts), terms, lists)
 
     @classmethod
@@ -224,10 +228,29 @@ class Postings:
         scores[order] = self._exact(self._runs(query), rows[order].astype(np.int64), None)
         return scores
 
-    def _runs(self, query: LexicalWeights) -> Runs:
-        at = np.searchsorted(self.terms, query.indices)
+    def frequencies(self, terms: IntArray, living: Bools | None = None) -> Longs:
+        """How many rows have each of these terms: of all, or of those whose flag is true.
+
+        Shapes: [n], `living` [N] -> [n]. Without flags it reads the directory only.
+        """
+        at, here = self._places(terms)
+        found = np.zeros(len(terms), np.int64)
+        if living is None:
+            found[here] = self.starts[at[here] + 1] - self.starts[at[here]]
+            return found
+        _check_flags(living, self.rows)
+        flags = _frozen(np.ascontiguousarray(living))
+        found[here] = kernels.living_rows(self._lists, at[here], flags, np.flatnonzero(~flags))
+        return found
+
+    def _places(self, terms: IntArray) -> tuple[Longs, Bools]:
+        """Where terms stand in the directory, and which of them do."""
+        at = np.searchsorted(self.terms, terms)
         at[at == len(self.terms)] = 0
-        here = self.terms[at] == query.indices if len(self.terms) else np.zeros(len(query), bool)
+        return at, self.terms[at] == terms if len(self.terms) else np.zeros(len(terms), np.bool_)
+
+    def _runs(self, query: LexicalWeights) -> Runs:
+        at, here = self._places(query.indices)
         ranges = (self.rows + RANGE - 1) >> RANGE_BITS
         return kernels.query_runs(self._lists, at[here], query.values[here].astype(np.float64), ranges)
 

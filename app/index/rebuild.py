@@ -18,6 +18,7 @@ import numpy as np
 
 from app.index import fetch, upkeep
 from app.index.arrays import DerivedDamaged
+from app.index.bm25 import mean_length
 from app.index.codes import codec
 from app.index.derived import Derived, Part
 from app.index.digests import Logged
@@ -28,7 +29,7 @@ from app.index.recent import Layout, Recent, Row
 from app.index.segment import Segment, read, write
 from app.index.values import CollectionInfo
 from app.index.workers import Workers
-from model.embedding import Embedding, FloatArray
+from model.embedding import Embedding, FloatArray, LexicalWeights
 
 SUFFIX = ".segment"
 REBUILT_ROWS = 65_536
@@ -49,16 +50,23 @@ def layout_of(info: CollectionInfo) -> Layout:
     vectors = {"dense": info.hidden_size}
     if info.settings.colbert_candidates and info.colbert_dim:
         vectors["colbert"] = DIMENSIONS
-    return Layout(vectors, ("sparse",))
+    return Layout(vectors, ("sparse", "bm25") if info.settings.bm25 else ("sparse",))
 
 
-def row_of(layout: Layout, key: int, stamp: int, embedding: Embedding) -> Row:
+def row_of(layout: Layout, key: int, stamp: int, embedding: Embedding, terms: LexicalWeights | None) -> Row:
     """A document's version as its collection's layout has it."""
     vectors: dict[str, FloatArray] = {} if embedding.dense is None else {"dense": embedding.dense}
     if "colbert" in layout.vectors and embedding.colbert is not None:
         vectors["colbert"] = FixedEncoder.of(embedding.colbert.shape[1]).document(embedding.colbert)
     weights = {} if embedding.sparse is None else {"sparse": embedding.sparse}
+    if "bm25" in layout.weights and terms is not None:
+        weights["bm25"] = terms
     return Row(key, stamp, vectors, weights)
+
+
+def mean_of(connection: sqlite3.Connection, collection: int, layout: Layout) -> float:
+    """The mean length of all documents in tokens; 1 where it is not needed."""
+    return mean_length(*fetch.lengths(connection, collection)) if "bm25" in layout.weights else 1.0
 
 
 def new_path(folder: Path) -> Path:
@@ -77,6 +85,7 @@ def load(
 ) -> Derived:
     """The derived state of what the connection's transaction sees. Files that are of no use are removed."""
     keys, stamps = fetch.versions(connection, collection)
+    mean = mean_of(connection, collection, layout)
     claimed = np.zeros(len(keys), np.bool_)
     parts: list[Part] = []
     for segment in _segments(folder, info.name, layout):
@@ -97,10 +106,12 @@ def load(
         done += len(page)
         if len(missing) >= upkeep.SEGMENT_ROWS:
             progress(info.name, done, len(missing))
-        if len(recent) >= upkeep.SEGMENT_ROWS and (part := _sealed(recent, layout, info, folder, workers)):
+        if len(recent) >= upkeep.SEGMENT_ROWS and (
+            part := _sealed(recent, info, new_path(folder), workers, mean)
+        ):
             parts.append(part)
             recent = Recent.empty(layout)
-    return Derived(tuple(parts), recent, np.ones(len(recent), np.bool_), len(keys))
+    return Derived(tuple(parts), recent, np.ones(len(recent), np.bool_), len(keys), mean)
 
 
 def discard(path: Path) -> None:
@@ -148,26 +159,25 @@ def _read(connection: sqlite3.Connection, keys: Keys, info: CollectionInfo, rece
 
 def _stored(
     connection: sqlite3.Connection, keys: Keys, info: CollectionInfo, layout: Layout
-) -> Iterator[tuple[int, int, Embedding]]:
-    """Key, stamp and what the layout needs of the stored vectors; StorageDamaged where they are none."""
+) -> Iterator[tuple[int, int, Embedding, LexicalWeights | None]]:
+    """Key, stamp and what the layout needs of what is stored; StorageDamaged where that makes no sense."""
     codes = codec(info.settings.colbert, info.colbert_dim) if "colbert" in layout.vectors else None
-    for key, stamp, dense, indices, values, blob in fetch.stream(
+    for key, stamp, (dense, indices, values, *words), blob in fetch.stream(
         connection, keys, colbert=codes is not None, report=Logged(info.name)
     ):
         try:
             rows = None if codes is None or blob is None else codes.decode(blob)
-            yield key, stamp, Embedding(0, False, fetch.floats(dense), fetch.lexical(indices, values), rows)
+            embedding = Embedding(0, False, fetch.floats(dense), fetch.lexical(indices, values), rows)
+            yield key, stamp, embedding, fetch.counted(*words)
         except ValueError as error:
             raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error
 
 
-def _sealed(
-    recent: Recent, layout: Layout, info: CollectionInfo, folder: Path, workers: Workers
-) -> Part | None:
+def _sealed(recent: Recent, info: CollectionInfo, path: Path, workers: Workers, mean: float) -> Part | None:
     """A segment of these rows, or None where the disk does not take it: they stay in memory then."""
     every = np.ones(len(recent), np.bool_)
     try:
-        segment = write(new_path(folder), [(recent, every)], layout, info.settings.dense_index, workers)
+        segment = write(path, [(recent, every)], recent.layout, info.settings.dense_index, workers, mean)
     except OSError as error:
         _log.warning("derived files could not be written: %s", error)
         return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.index.bm25 import K1, Asked
 from app.index.deferred import kernels
 from app.index.facts import Keys
 from app.index.rows import Tail, best
@@ -26,7 +27,10 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What rows have to be found by: kinds of vectors with their widths, and kinds of weights."""
+    """What rows have to be found by: kinds of vectors with their widths, and kinds of weights.
+
+    Those of the kind "bm25" are counts here, which a search weighs by the mean length of its time.
+    """
 
     vectors: Mapping[str, int]
     weights: tuple[str, ...]
@@ -171,6 +175,22 @@ class Recent:
         scores = kernels.lexical_scores(query.indices, query.values, one.offsets, one.terms, one.values)
         rows = np.flatnonzero(usable & (scores > 0))
         return best(rows, scores[rows], count)
+
+    def search_terms(
+        self, name: str, query: Asked, count: int, usable: Flags
+    ) -> tuple[NDArray[np.int64], FloatArray]:
+        """At most `count` usable rows that share a term with the query, by BM25, exactly."""
+        one, asked = self.weights[name], query.weights
+        scores = kernels.term_scores(
+            asked.indices, asked.values, one.offsets, one.terms, one.values, K1 + 1, *query.norm
+        )
+        rows = np.flatnonzero(usable & (scores > 0))
+        return best(rows, scores[rows], count)
+
+    def frequencies(self, name: str, terms: IntArray, living: Flags) -> NDArray[np.int64]:
+        """How many living rows have each of these ascending terms. Shape: [n]."""
+        one = self.weights[name]
+        return kernels.term_frequencies(terms, one.offsets, one.terms, living)
 
 
 def _matrix(vectors: Sequence[FloatArray | None], width: int) -> tuple[FloatArray, Flags]:

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from app.index import bm25
 from app.index.codes import codec
 from app.index.errors import DocumentInvalid
 from app.index.facts import Fact, facts
@@ -19,7 +20,7 @@ from app.index.filters import is_unicode
 from app.index.pooling import pooled
 from app.index.values import CollectionInfo, Document
 from app.index.workers import Workers
-from model.embedding import Embedding, FloatArray
+from model.embedding import Embedding, FloatArray, LexicalWeights
 
 MAX_ID_BYTES = 512
 
@@ -38,6 +39,13 @@ class Record:
     """The token vectors as the collection's settings say."""
     tokens_of_row: bytes | None
     """Where they were pooled: how many tokens each has, uint16."""
+    terms: LexicalWeights | None
+    """Where the collection has BM25: the counts of the text's terms, none more than two bytes hold."""
+
+    @property
+    def length(self) -> int | None:
+        """The sum of these counts."""
+        return None if self.terms is None else int(self.terms.values.sum(dtype=np.float64))
 
 
 def encode_all(documents: Sequence[Document], info: CollectionInfo, workers: Workers) -> list[Record]:
@@ -73,17 +81,34 @@ def encode(document: Document, info: CollectionInfo) -> Record:
             codes = _given(document.codes, info)
     except ValueError as error:
         raise DocumentInvalid(document.id, "colbert", str(error)) from error
-    return Record(document.id, document.text, metadata, found, embedding, codes, tokens_of_row)
+    terms = _terms(document, info)
+    return Record(document.id, document.text, metadata, found, embedding, codes, tokens_of_row, terms)
 
 
-def vector_parts(embedding: Embedding) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Dense vector, term ids and weights as they are stored: little endian float32, int32, float32."""
+def vector_parts(embedding: Embedding, terms: LexicalWeights | None) -> tuple[bytes | None, ...]:
+    """Dense vector, lexical ids and weights, BM25's terms and counts as they are stored.
+
+    Little endian float32, int32, float32, int32, uint16.
+    """
     dense, sparse = embedding.dense, embedding.sparse
     return (
         None if dense is None else np.asarray(dense, "<f4").tobytes(),
         None if sparse is None else np.asarray(sparse.indices, "<i4").tobytes(),
         None if sparse is None else np.asarray(sparse.values, "<f4").tobytes(),
+        None if terms is None else np.asarray(terms.indices, "<i4").tobytes(),
+        None if terms is None else np.asarray(terms.values, "<u2").tobytes(),
     )
+
+
+def _terms(document: Document, info: CollectionInfo) -> LexicalWeights | None:
+    if not info.settings.bm25:
+        return None
+    if document.terms is None:
+        reason = "this collection has bm25 and needs how often each token id stands in the text"
+        raise DocumentInvalid(document.id, "terms", reason)
+    if (fault := bm25.miscounted(document.terms)) is not None:
+        raise DocumentInvalid(document.id, "terms", fault)
+    return bm25.capped(document.terms)
 
 
 def token_codes(vectors: FloatArray | None, info: CollectionInfo) -> tuple[bytes | None, bytes | None]:

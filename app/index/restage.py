@@ -34,13 +34,13 @@ from app.index.facts import Keys
 from app.index.owner import FolderLock
 from app.index.storage import APPLICATION_ID, BUSY_TIMEOUT_MS, FILE_NAME, MIGRATIONS, Storage, translated
 from app.index.values import CollectionInfo, Document
-from model.embedding import Embedding
+from model.embedding import Embedding, LexicalWeights
 
 STAGING = "reindex"
 """The folder of staged embeddings beside the database. It may be removed while no reindexing runs."""
 SEGMENTS = "segments"
 STAGING_ID = 0x54525653  # "TRVS"
-STAGING_VERSION = 2
+STAGING_VERSION = 3
 PAGE = 500
 """Documents that are adopted with one statement for each table."""
 
@@ -55,6 +55,9 @@ _SCHEMA = (
         dense BLOB,
         sparse_indices BLOB,
         sparse_values BLOB,
+        terms BLOB,
+        counts BLOB,
+        length INTEGER,
         codes BLOB,
         tokens_of_row BLOB,
         vectors_digest INTEGER NOT NULL,
@@ -76,11 +79,12 @@ _ADOPT = (
     f"INSERT INTO token_vectors (document, codes, tokens_of_row, digest) "
     f"SELECT e.document, e.codes, e.tokens_of_row, e.codes_digest {_CURRENT} "
     "AND e.codes IS NOT NULL ORDER BY e.document",
-    "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values, digest) "
-    f"SELECT e.document, e.dense, e.sparse_indices, e.sparse_values, e.vectors_digest {_CURRENT} "
-    "ORDER BY e.document",
+    "INSERT OR REPLACE INTO vectors (document, dense, sparse_indices, sparse_values, terms, counts, digest) "
+    "SELECT e.document, e.dense, e.sparse_indices, e.sparse_values, e.terms, e.counts, e.vectors_digest "
+    f"{_CURRENT} ORDER BY e.document",
     "UPDATE documents SET tokens = e.tokens, truncated = e.truncated, dense_bytes = length(e.dense), "
     "sparse_bytes = length(e.sparse_indices) + length(e.sparse_values), colbert_bytes = length(e.codes), "
+    "terms_bytes = length(e.terms) + length(e.counts), length = e.length, "
     "stamp = random() & 0x7fffffffffffffff "
     "FROM staged.embeddings e WHERE e.document = documents.key AND e.stamp = documents.stamp "
     "AND documents.collection = :collection AND documents.key BETWEEN :first AND :last",
@@ -192,16 +196,17 @@ class Staging:
         pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0].copy(), pairs[:, 1].copy()
 
-    def row(self, text: Text, embedding: Embedding) -> Row:
+    def row(self, text: Text, embedding: Embedding, terms: LexicalWeights | None) -> Row:
         """A document's embedding as an upsert would store it; DocumentInvalid where it cannot be."""
-        record = records.encode(Document(text.doc_id, text.text, embedding), self._target)
-        parts = records.vector_parts(embedding)
+        record = records.encode(Document(text.doc_id, text.text, embedding, terms=terms), self._target)
+        parts = records.vector_parts(embedding, record.terms)
         return (
             text.key,
             text.stamp,
             embedding.tokens,
             int(embedding.truncated),
             *parts,
+            record.length,
             record.codes,
             record.tokens_of_row,
             digest(text.key, *parts),
@@ -212,7 +217,7 @@ class Staging:
         """Keep these rows: a process that is killed afterwards has them, StorageFull keeps none."""
         with _staged(self.path), _transaction(self._connection, "BEGIN"):
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO embeddings VALUES ({', '.join('?' * 11)})", rows
+                f"INSERT OR REPLACE INTO embeddings VALUES ({', '.join('?' * 14)})", rows
             )
 
     def close(self) -> None:
@@ -314,10 +319,11 @@ def _adopted(connection: sqlite3.Connection, key: int, target: CollectionInfo, p
         if last != len(page):
             raise StorageUnavailable("documents have changed since they were embedded; run the command again")
         progress(begin + len(page), len(keys))
-    sums = ", ".join(f"coalesce(sum({part}), 0)" for part in ("dense_bytes", "sparse_bytes", "colbert_bytes"))
+    parts = ("dense_bytes", "sparse_bytes", "colbert_bytes", "terms_bytes", "length")
+    sums = ", ".join(f"coalesce(sum({part}), 0)" for part in parts)
     changed = connection.execute(
         "UPDATE collections SET fingerprint = ?, hidden_size = ?, colbert_dim = ?, "
-        f"(dense_bytes, sparse_bytes, colbert_bytes) = (SELECT {sums} FROM documents WHERE collection = ?) "
+        f"({', '.join(parts)}) = (SELECT {sums} FROM documents WHERE collection = ?) "
         "WHERE id = ?",
         (target.fingerprint, target.hidden_size, target.colbert_dim, key, key),
     ).rowcount

@@ -3,6 +3,9 @@
 Legend: n rows. It is derived: a file that is missing, damaged or of another format is made anew from SQLite.
 Rows bear the stamp of the version that they hold; whether that version is the document's present one is
 for the caller to say (`derived.py`).
+
+Weights of the kind "bm25" are impacts, which depend on the mean length of all documents: on that of the time
+when the segment is written, for those that it takes over from older segments are changed.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.index import arrays
+from app.index import arrays, bm25
 from app.index.arrays import DerivedDamaged
 from app.index.facts import Keys
+from app.index.posting_types import Norms
 from app.index.postings import Postings
 from app.index.recent import Flags, Layout, Recent
 from app.index.vectors import DenseKind, DenseSegment
 from app.index.workers import Workers
-from model.embedding import FloatArray, LexicalWeights
+from model.embedding import FloatArray, IntArray, LexicalWeights
 
 FORMAT = 1
+BM25 = "bm25"
 BLOCK_ROWS = 8192
 FLOAT16_MOST = 65504.0
 
@@ -42,6 +47,10 @@ class Segment:
     present: Mapping[str, Flags]
     """Of kinds that not every row has: those that have it; the others hold zeros."""
     weights: Mapping[str, Postings]
+    lengths: NDArray[np.int64] | None = None
+    """Where there is BM25: the rows' lengths in tokens."""
+    mean: float = 1.0
+    """The mean length that the impacts were made with."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,15 +78,28 @@ class Segment:
         """The `count` usable rows with the highest sums of products, exactly."""
         return self.weights[name].search(query, count, usable, workers)
 
+    def frequencies(self, name: str, terms: IntArray, living: Flags | None) -> NDArray[np.int64]:
+        """How many rows, or rows that live, have each of these terms. Shape: [n]."""
+        return self.weights[name].frequencies(terms, living)
+
 
 Source = tuple[Recent | Segment, Flags]
 """Rows, and which of them to take."""
 
 
 def write(
-    path: Path, sources: Sequence[Source], layout: Layout, kind: DenseKind, workers: Workers
+    path: Path,
+    sources: Sequence[Source],
+    layout: Layout,
+    kind: DenseKind,
+    workers: Workers,
+    mean: float = 1.0,
 ) -> Segment:
-    """A segment of the chosen rows, one source after another, in a new file; OSError from the disk."""
+    """A segment of the chosen rows, one source after another, in a new file; OSError from the disk.
+
+    `mean` is all documents' mean length, for BM25.
+    """
+    facts: dict[str, Any] = {"format": FORMAT, "layout": _said(layout)}
     count = sum(int(np.count_nonzero(chosen)) for _, chosen in sources)
     with arrays.writing(path) as file:
         file.add("keys", _joined(sources, "keys"))
@@ -89,10 +111,16 @@ def write(
             for part, array in built.arrays().items():
                 file.add(f"vectors.{name}.{part}", array)
         for name in layout.weights:
-            merged = Postings.merged([(_postings(rows, name), chosen) for rows, chosen in sources])
+            norms = None
+            if name == BM25:
+                lengths = np.concatenate([np.empty(0, np.int64), *(_lengths(*one) for one in sources)])
+                file.add("lengths", lengths)
+                facts["mean"] = mean
+                norms = _norms(sources, lengths, mean)
+            merged = Postings.merged([(_postings(rows, name, mean), at) for rows, at in sources], norms)
             for part, array in merged.arrays().items():
                 file.add(f"weights.{name}.{part}", array)
-        file.finish({"format": FORMAT, "layout": _said(layout)})
+        file.finish(facts)
     return _segment(path, *arrays.mapped(path), layout)
 
 
@@ -113,18 +141,25 @@ def _segment(path: Path, facts: dict[str, Any], found: dict[str, NDArray[Any]], 
         }
         present = {name: np.array(found[f"present.{name}"]) for name in layout.vectors}
         weights = {name: Postings.of(_named(found, f"weights.{name}.")) for name in layout.weights}
+        mean, tokens = 1.0, None
+        if BM25 in layout.weights:
+            mean, tokens = float(facts["mean"]), found["lengths"]
+            if not 0 < mean < np.inf or tokens.dtype != np.int64:
+                raise ValueError("its lengths make no sense")
         lengths = {
             len(stamps),
+            len(keys if tokens is None else tokens),
             *(len(one) for one in present.values()),
             *(one.rows for one in weights.values()),
         }
         shapes = all(vectors[name].rows.shape == (len(keys), width) for name, width in layout.vectors.items())
         if lengths != {len(keys)} or not shapes:
             raise ValueError("its arrays do not fit together")
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DerivedDamaged(f"{path.name}: {error}") from error
     partial = {name: flags for name, flags in present.items() if not flags.all()}
-    return Segment(path, keys, stamps, np.argsort(keys, kind="stable"), vectors, partial, weights)
+    order = np.argsort(keys, kind="stable")
+    return Segment(path, keys, stamps, order, vectors, partial, weights, tokens, mean)
 
 
 def _said(layout: Layout) -> dict[str, Any]:
@@ -155,8 +190,27 @@ def _half_rows(sources: Sequence[Source], name: str) -> Iterator[NDArray[np.floa
             yield np.clip(block, -FLOAT16_MOST, FLOAT16_MOST).astype(np.float16)
 
 
-def _postings(rows: Recent | Segment, name: str) -> Postings:
+def _postings(rows: Recent | Segment, name: str, mean: float) -> Postings:
     if isinstance(rows, Segment):
         return rows.weights[name]
     one = rows.weights[name]
-    return Postings.build(one.offsets, one.terms, one.values)
+    values = one.values
+    if name == BM25:
+        values = bm25.entry_impacts(one.offsets, values, bm25.row_lengths(one.offsets, values), mean)
+    return Postings.build(one.offsets, one.terms, values)
+
+
+def _lengths(rows: Recent | Segment, chosen: Flags) -> NDArray[np.int64]:
+    """The chosen rows' lengths in tokens."""
+    if isinstance(rows, Segment):
+        return np.empty(0, np.int64) if rows.lengths is None else rows.lengths[chosen]
+    return bm25.row_lengths(rows.weights[BM25].offsets, rows.weights[BM25].values)[chosen]
+
+
+def _norms(sources: Sequence[Source], lengths: NDArray[np.int64], mean: float) -> Norms | None:
+    """What the rows' impacts were made with and what they shall have; None where that is the same."""
+    means = [rows.mean if isinstance(rows, Segment) else mean for rows, _ in sources]
+    if all(one == mean for one in means):
+        return None
+    each = np.repeat(means, [int(np.count_nonzero(chosen)) for _, chosen in sources])
+    return Norms(bm25.norms(lengths, each), bm25.norms(lengths, mean), bm25.K1 + 1)

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from app.index import fetch
+from app.index.bm25 import Asked, Statistics
 from app.index.codes import codec
 from app.index.derived import Derived, Usable
 from app.index.digests import Report
@@ -25,7 +26,7 @@ from app.index.port import Finder, Found, Scored
 from app.index.truth import score
 from app.index.values import CollectionInfo, StoredDocument
 from app.index.workers import Workers
-from model.embedding import Embedding, FloatArray, LexicalWeights
+from model.embedding import Embedding, FloatArray, IntArray, LexicalWeights
 
 _NONE: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
 
@@ -58,16 +59,32 @@ class Snapshot:
     def finders(self) -> frozenset[Finder]:
         """Legs that can put up candidates."""
         found: set[Finder] = {"dense", "sparse"}
-        return frozenset(found | ({"colbert"} if "colbert" in self.derived.recent.layout.vectors else set()))
+        layout = self.derived.recent.layout
+        if "colbert" in layout.vectors:
+            found.add("colbert")
+        if "bm25" in layout.weights:
+            found.add("bm25")
+        return frozenset(found)
 
-    def candidates(self, query: Embedding, legs: Sequence[Finder], count: int) -> dict[Finder, Found]:
+    def statistics(self, terms: IntArray) -> Statistics:
+        """Documents and lengths are the transaction's; df is the derived state's, perhaps a moment older."""
+        plain = np.ascontiguousarray(terms, np.int32)
+        count, length = fetch.lengths(self.connection, self.collection)
+        return Statistics(count, length, self.derived.frequencies("bm25", plain))
+
+    def candidates(
+        self, query: Embedding, legs: Sequence[Finder], count: int, asked: Asked | None = None
+    ) -> dict[Finder, Found]:
         """The best documents of each leg, side by side."""
         _ = self.usable  # once, before the legs' threads ask for it
-        tasks = [partial(self._leg(leg), query, count) for leg in legs]
+        tasks = [self._leg(leg, query, asked, count) for leg in legs]
         return dict(zip(legs, self.workers.run(tasks), strict=True))
 
-    def _leg(self, leg: Finder) -> Callable[[Embedding, int], Found]:
-        return {"dense": self._dense, "sparse": self._sparse, "colbert": self._colbert}[leg]
+    def _leg(self, leg: Finder, query: Embedding, asked: Asked | None, count: int) -> Callable[[], Found]:
+        if leg == "bm25":
+            return partial(self._bm25, asked, count)
+        search = {"dense": self._dense, "sparse": self._sparse, "colbert": self._colbert}[leg]
+        return partial(search, query, count)
 
     def _dense(self, query: Embedding, count: int) -> Found:
         if query.dense is None:
@@ -89,13 +106,18 @@ class Snapshot:
         )
         return self.derived.search_weights("sparse", weights, count, self.usable, self.workers)
 
+    def _bm25(self, asked: Asked | None, count: int) -> Found:
+        if asked is None:
+            return _NONE
+        return self.derived.search_terms("bm25", asked, count, self.usable, self.workers)
+
     def keys(self) -> Keys:
         """All keys that are allowed, ascending."""
         return fetch.all_keys(self.connection, self.collection) if self.allowed is None else self.allowed
 
-    def scores(self, keys: Keys, query: Embedding) -> Scored:
-        """All three true scores of those that exist."""
-        return score(self.connection, keys, query, self.info, self.workers, self.report)
+    def scores(self, keys: Keys, query: Embedding, asked: Asked | None = None) -> Scored:
+        """All true scores of those that exist."""
+        return score(self.connection, keys, query, asked, self.info, self.workers, self.report)
 
     def ids(self, keys: Keys) -> Mapping[int, str]:
         """Documents' ids by their keys."""
@@ -104,6 +126,18 @@ class Snapshot:
     def documents(self, keys: Keys) -> dict[int, StoredDocument]:
         """Documents by their keys."""
         return fetch.documents_by_key(self.connection, keys, self.report)
+
+    def counts(self, keys: Keys) -> dict[int, LexicalWeights]:
+        """Stored counts of terms. StorageDamaged where they are none."""
+        found = fetch.vectors(self.connection, keys, colbert=False, report=self.report)
+        counted: dict[int, LexicalWeights] = {}
+        try:
+            for key, terms, counts in zip(found.keys.tolist(), found.terms, found.counts, strict=True):
+                if (one := fetch.counted(terms, counts)) is not None:
+                    counted[key] = one
+        except ValueError as error:
+            raise StorageDamaged(f"stored terms cannot be read ({error}); restore a backup") from error
+        return counted
 
     def embeddings(self, documents: Mapping[int, StoredDocument]) -> dict[int, Embedding]:
         """Stored vectors; token vectors as their codec gives them back, a pooled one for each of its tokens.

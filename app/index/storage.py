@@ -146,9 +146,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             f"ALTER TABLE {table} ADD COLUMN digest INTEGER NOT NULL DEFAULT 0"
             for table in ("documents", "vectors", "token_vectors")
         ),
+        # For BM25, in collections that have it: token ids int32 and their counts uint16, little endian; a
+        # document's `length` is the sum of its counts.
+        *(f"ALTER TABLE vectors ADD COLUMN {name} BLOB" for name in ("terms", "counts")),
+        *(f"ALTER TABLE documents ADD COLUMN {name} INTEGER" for name in ("terms_bytes", "length")),
+        *(
+            f"ALTER TABLE collections ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
+            for name in ("terms_bytes", "length")
+        ),
         "UPDATE documents SET digest = "
         "digest(key, CAST(doc_id AS BLOB), CAST(metadata AS BLOB), CAST(text AS BLOB))",
-        "UPDATE vectors SET digest = digest(document, dense, sparse_indices, sparse_values)",
+        "UPDATE vectors SET digest = digest(document, dense, sparse_indices, sparse_values, terms, counts)",
         "UPDATE token_vectors SET digest = digest(document, codes, tokens_of_row)",
     ),
 )

@@ -1,6 +1,6 @@
 """The true scores of given documents, from what SQLite holds of them.
 
-Dense and lexical scores are exact; MaxSim is of the token vectors as the collection's codec keeps them.
+Dense, lexical and BM25 scores are exact, MaxSim is of the token vectors as the collection's codec keeps them.
 Legend: n documents, M query vectors, D hidden size.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.index import fetch
+from app.index.bm25 import K1, Asked
 from app.index.codes import codec
 from app.index.deferred import kernels
 from app.index.digests import Report
@@ -20,9 +21,9 @@ from app.index.errors import StorageDamaged
 from app.index.facts import Keys
 from app.index.fusion import Legs
 from app.index.port import Scored
-from app.index.values import CollectionInfo
+from app.index.values import LEGS, CollectionInfo
 from app.index.workers import Workers
-from model.embedding import OUTPUTS, Embedding, LexicalWeights
+from model.embedding import Embedding, LexicalWeights
 
 PAGE = 256
 """Documents whose stored vectors are in memory at once."""
@@ -32,20 +33,21 @@ def score(
     connection: sqlite3.Connection,
     keys: Keys,
     query: Embedding,
+    asked: Asked | None,
     info: CollectionInfo,
     workers: Workers,
     report: Report,
 ) -> Scored:
-    """All three scores of those keys that exist, as the connection's transaction sees them.
+    """All scores of those keys that exist, as the connection's transaction sees them.
 
-    Damaged documents are reported and left out. NaN where query or document lacks the output.
+    Damaged documents are reported and left out. NaN where query or document lacks what a leg needs.
     StorageDamaged where stored bytes make no vectors.
     """
-    pages = [_page(connection, page, query, info, workers, report) for page in _pages(keys)]
+    pages = [_page(connection, page, query, asked, info, workers, report) for page in _pages(keys)]
     if len(pages) == 1:
         return pages[0]
     empty = np.empty(0, np.float64)
-    legs = {leg: np.concatenate([empty, *(page.legs.of(leg) for page in pages)]) for leg in OUTPUTS}
+    legs = {leg: np.concatenate([empty, *(page.legs.of(leg) for page in pages)]) for leg in LEGS}
     return Scored(np.concatenate([np.empty(0, np.int64), *(page.keys for page in pages)]), Legs(**legs))
 
 
@@ -58,6 +60,7 @@ def _page(
     connection: sqlite3.Connection,
     keys: Keys,
     query: Embedding,
+    asked: Asked | None,
     info: CollectionInfo,
     workers: Workers,
     report: Report,
@@ -68,6 +71,7 @@ def _page(
             _dense(query, found.dense, info.hidden_size),
             _sparse(query, found.indices, found.values),
             _colbert(query, found.codes, info, workers),
+            _bm25(asked, found.terms, found.counts),
         )
     except ValueError as error:
         raise StorageDamaged(f"stored vectors cannot be read ({error}); restore a backup") from error
@@ -90,14 +94,36 @@ def _sparse(
     scores = np.full(len(indices), np.nan)
     present = [place for place, blob in enumerate(indices) if blob is not None]
     if query.sparse is not None and present:
-        lengths = [len(blob) // 4 for blob in indices if blob is not None]
-        terms = np.frombuffer(b"".join(blob for blob in indices if blob is not None), "<i4")
-        weights = np.frombuffer(b"".join(blob for blob in values if blob is not None), "<f4")
-        if len(terms) != len(weights):
-            raise ValueError(f"{len(terms)} lexical terms with {len(weights)} weights")
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        offsets, terms, weights = _rows(indices, values, "<f4")
         scores[present] = kernels.lexical_scores(*_plain(query.sparse), offsets, terms, weights)
     return scores
+
+
+def _bm25(
+    asked: Asked | None, terms: Sequence[bytes | None], counts: Sequence[bytes | None]
+) -> NDArray[np.float64]:
+    scores = np.full(len(terms), np.nan)
+    present = [place for place, blob in enumerate(terms) if blob is not None]
+    if asked is not None and present:
+        offsets, ids, numbers = _rows(terms, counts, "<u2")
+        norm, each = asked.norm
+        scores[present] = kernels.term_scores(
+            *_plain(asked.weights), offsets, ids, numbers, K1 + 1, norm, each
+        )
+    return scores
+
+
+def _rows(
+    terms: Sequence[bytes | None], values: Sequence[bytes | None], kind: str
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Offsets, ascending terms and values of the documents that have them, one after another."""
+    lengths = [len(blob) // 4 for blob in terms if blob is not None]
+    ids = np.frombuffer(b"".join(blob for blob in terms if blob is not None), "<i4")
+    numbers = np.frombuffer(b"".join(blob for blob in values if blob is not None), kind)
+    if len(ids) != len(numbers):
+        raise ValueError(f"{len(ids)} terms with {len(numbers)} values")
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return offsets, ids, numbers.astype(np.float32, copy=False)
 
 
 def _plain(weights: LexicalWeights) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -25,6 +25,9 @@ FANOUT = 4
 """Segments of like size that are merged into one."""
 DEAD_SHARE = 0.3
 """Of a segment's rows that makes it worth writing anew."""
+DRIFT = 1.1
+"""Where BM25's mean length is so many times what it was when a segment was written, or less than 1 / so much,
+the segment is written anew: what it finds must be near to what the true scores say."""
 IDLE_S = 10.0
 """Without a change, before what is left is merged."""
 IDLE_SHARE = 0.1
@@ -33,11 +36,16 @@ IDLE_SHARE = 0.1
 _log = logging.getLogger("trivec.index")
 
 
-def merge_plan(state: Derived, *, idle: bool) -> list[Part]:
-    """The parts to be merged next, perhaps one alone that is largely dead; none where all is well."""
+def merge_plan(state: Derived, *, idle: bool, mean: float | None = None) -> list[Part]:
+    """The parts to be merged next, perhaps one alone that is largely dead; none where all is well.
+
+    `mean` is the documents' mean length, where there is BM25.
+    """
     tiers: dict[int, list[Part]] = {}
     for part in state.parts:
         if part.living < (1 - DEAD_SHARE) * len(part.rows):
+            return [part]
+        if mean is not None and not 1 / DRIFT <= part.rows.mean / mean <= DRIFT:
             return [part]
         tier, size = 0, SEGMENT_ROWS
         while part.living > size:

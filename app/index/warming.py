@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,31 @@ def warm_up(folder: Path, kinds: Iterable[ColbertKind] = (FLOATS,)) -> None:
         Database(Path(place), threads=1) as database,
     ):
         for kind in sorted(set(kinds)):
-            settings = CollectionSettings("rabitq", kind, colbert_candidates=True)
+            settings = CollectionSettings("rabitq", kind, colbert_candidates=True, bm25=True)
             collection = database.create(
                 kind.lower(), settings, fingerprint="", hidden_size=64, colbert_dim=64
             )
             documents = [
-                Document(str(number), "", _embedding(rng), {"number": number}) for number in range(DOCUMENTS)
+                Document(str(number), "", _embedding(rng), {"number": number}, terms=_counts(number))
+                for number in range(DOCUMENTS)
             ]
             collection.upsert(documents[: DOCUMENTS // 2])
             collection.seal(least=1)
             collection.upsert(documents[DOCUMENTS // 2 :])
+            collection.delete(["0"])  # from here on living rows have to be counted
             for condition in (None, parse({"number": {"$gt": 5}})):
-                query = documents[7].embedding
-                collection.search(
-                    SearchRequest(query, top_k=3, candidates=5, filter=condition, with_embeddings=True)
+                one = documents[7]
+                request = SearchRequest(
+                    one.embedding, top_k=3, candidates=5, filter=condition, terms=one.terms
                 )
-            _scan(collection.load(), query)
+                collection.search(replace(request, with_embeddings=True))
+                collection.search(replace(request, mode="bm25"))
+            _scan(collection.load(), documents[7].embedding)
     pooled(rng.standard_normal((8, 64)).astype(np.float32), 2)
+
+
+def _counts(number: int) -> LexicalWeights:
+    return LexicalWeights(np.array([0, 1 + number], np.int32), np.array([1, 2], np.float32))
 
 
 def _scan(state: Derived, query: Embedding) -> None:

@@ -84,11 +84,14 @@ async def create_collection(name: str, request: Request, body: CollectionBody | 
     service = service_of(request)
     body = body or CollectionBody()
     weights = fusion_weights(body.fusion, "fusion") or FusionWeights()
+    if weights.bm25 and not body.bm25:
+        raise InvalidRequest("bm25 can have a weight where it is true only", param="fusion.bm25")
     settings = CollectionSettings(
         dense_index=body.dense_index,
         colbert=body.colbert,
         colbert_pooling=body.colbert_pooling,
         colbert_candidates=body.colbert_candidates,
+        bm25=body.bm25,
         fusion=weights,
     )
 
@@ -133,13 +136,22 @@ def _described(collection: Collection) -> dict[str, Any]:
             "dense": stats.dense_bytes,
             "sparse": stats.sparse_bytes,
             "colbert": stats.colbert_bytes,
+            "bm25": stats.terms_bytes,
         },
-        "settings": asdict(info.settings),
+        "settings": _settings(info.settings),
         "fingerprint": info.fingerprint,
         "hidden_size": info.hidden_size,
         "colbert_dim": info.colbert_dim,
         "created": info.created,
     }
+
+
+def _settings(settings: CollectionSettings) -> dict[str, Any]:
+    """As they were chosen; a weight that can only be 0 is not shown."""
+    fields = asdict(settings)
+    if not settings.bm25:
+        del fields["fusion"]["bm25"]
+    return fields
 
 
 @writing.post(

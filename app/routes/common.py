@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 from app.answers import PiecesResponse, gathered, json_pieces
 from app.errors import InvalidRequest, LimitExceeded
 from app.ports import ModelCard, Tokenized
-from app.schemas.base import Cut, EmbeddingBody, ModeName, SparseWeights, WeightsBody
+from app.schemas.base import Cut, EmbeddingBody, SearchMode, SparseWeights, WeightsBody
 from app.service import Kind, Service, refuse_long
 from app.telemetry import Record
 from app.wire import rows_of_base64
 from model.embedding import Embedding, LexicalWeights, Output
 from model.scoring import FusionWeights
 
-OUTPUTS_OF_MODE: Mapping[ModeName, tuple[Output, ...]] = {
+OUTPUTS_OF_MODE: Mapping[SearchMode, tuple[Output, ...]] = {
     "hybrid": (),  # whatever the model has: a leg without vectors has no weight
     "dense": ("dense",),
     "sparse": ("sparse",),
     "colbert": ("colbert",),
+    "bm25": (),
 }
 
 TRUNCATED_HEADER = "X-Truncated-Texts"
@@ -97,10 +98,11 @@ def fusion_weights(body: WeightsBody | None, param: str = "weights") -> FusionWe
     """The wire's weights as the model's; raises InvalidRequest where all are 0."""
     if body is None:
         return None
-    if not body.dense + body.sparse + body.colbert > 0:
+    weights: dict[str, float] = body.model_dump()
+    if not sum(weights.values()) > 0:
         raise InvalidRequest("at least one weight must be greater than 0", param=param)
     try:
-        return FusionWeights(body.dense, body.sparse, body.colbert)
+        return FusionWeights(**weights)
     except ValueError as error:
         raise InvalidRequest(str(error), param=param) from None
 

@@ -12,10 +12,11 @@ from fastapi.responses import Response
 
 from app.access import ReadRoute
 from app.errors import InvalidRequest
-from app.explain import Side, explanation
-from app.index.collection import Collection, Hit, SearchRequest
+from app.explain import Side, explanation, weighed_tokens
+from app.index.collection import Collection, Hit, LegRanks, LegScores, SearchRequest
 from app.index.errors import CollectionNotFound
 from app.index.filters import parse
+from app.index.search import check_bm25
 from app.routes.common import (
     CHARACTERS_A_VALUE,
     OUTPUTS_OF_MODE,
@@ -36,7 +37,7 @@ from app.schemas.search import (
 )
 from app.service import DEFAULT_COLLECTION, Service, service_of
 from app.telemetry import Record, record_of
-from model.embedding import Embedding
+from model.embedding import Counting, Embedding
 
 router = APIRouter(route_class=ReadRoute, tags=["search"])
 
@@ -53,8 +54,8 @@ ANSWERS = {
 async def search(body: DefaultSearchBody, request: Request) -> Response:
     """Search the collection `default`, or the one that the body names.
 
-    All three true scores are computed for every candidate of every leg. Before anything was
-    stored, `default` is empty and has no hits.
+    All true scores are computed for every candidate of every leg: three, and BM25's where the collection
+    was made with it. Before anything was stored, `default` is empty and has no hits.
     """
     return await _search(service_of(request), record_of(request), body.collection, body)
 
@@ -71,11 +72,13 @@ async def _search(service: Service, record: Record, name: str, body: SearchBody)
     if collection is None:
         found: list[list[dict[str, Any]]] = [[] for _ in _texts(body) or [""]]
     else:
-        sides = await _queries(service, record, body)
-        found = [
-            await service.in_index(partial(_hits, service, collection, template(side.embedding), side, body))
-            for side in sides
-        ]
+        # Before the model works for a search that cannot be answered.
+        check_bm25(body.mode, fusion_weights(body.weights), collection.info)
+        sides = await _queries(service, record, body, bm25=collection.info.settings.bm25)
+        found = []
+        for side in sides:
+            wanted = template(side.embedding, terms=None if side.tokens is None else side.tokens.terms)
+            found.append(await service.in_index(partial(_hits, service, collection, wanted, side, body)))
     hits: dict[str, Any] = {"hits": found[0]}
     if isinstance(body.query, list):
         hits = {"results": [{"hits": one} for one in found]}
@@ -130,15 +133,24 @@ def _for_reading(service: Service, name: str) -> Collection | None:
     return collection
 
 
-async def _queries(service: Service, record: Record, body: SearchBody) -> list[Side]:
-    """The queries' vectors, with their tokens where they came as texts."""
+async def _queries(service: Service, record: Record, body: SearchBody, *, bm25: bool) -> list[Side]:
+    """The queries' vectors, with their tokens where they came as texts.
+
+    The mode bm25 asks for tokens alone: they are not embedded.
+    """
     card = service.model.card
     if isinstance(body.query, EmbeddingQuery):
         return [await _supplied(service, body.query.embedding, "query.embedding")]
     if isinstance(body.query, EmbeddingBody):
         return [await _supplied(service, body.query, "query")]
     limit = service.length_limit("query", None)
-    embedded = await service.embed_queries(record, listed(body.query), frozenset(card.outputs), limit)
+    # A query is cut for BM25 too: what a search costs grows with its terms.
+    counting: Counting | None = "kept" if bm25 else None
+    if body.mode == "bm25":
+        tokenized = await service.tokenize(listed(body.query), limit, count_terms=counting)
+        return [Side(Embedding(tokens=len(one.ids)), one) for one in tokenized]
+    outputs = frozenset(card.outputs)
+    embedded = await service.embed_queries(record, listed(body.query), outputs, limit, counting)
     return [Side(*pair) for pair in zip(embedded.embeddings, embedded.tokenized, strict=True)]
 
 
@@ -152,15 +164,16 @@ def _hits(
     service: Service, collection: Collection, search: SearchRequest, query: Side, body: SearchBody
 ) -> list[dict[str, Any]]:
     """Blocks: reads SQLite, scores, and tokenises the hits' texts again where they are explained."""
-    return [_hit(service, hit, query, body) for hit in collection.search(search)]
+    bm25 = collection.info.settings.bm25
+    return [_hit(service, hit, query, body, bm25=bm25) for hit in collection.search(search)]
 
 
-def _hit(service: Service, hit: Hit, query: Side, body: SearchBody) -> dict[str, Any]:
+def _hit(service: Service, hit: Hit, query: Side, body: SearchBody, *, bm25: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "id": hit.id,
         "score": hit.score,
-        "scores": asdict(hit.scores),
-        "ranks": asdict(hit.ranks),
+        "scores": _by_leg(hit.scores, bm25=bm25),
+        "ranks": _by_leg(hit.ranks, bm25=bm25),
     }
     if "text" in body.include:
         fields["text"] = hit.text
@@ -168,6 +181,16 @@ def _hit(service: Service, hit: Hit, query: Side, body: SearchBody) -> dict[str,
         fields["metadata"] = dict(hit.metadata)
     if body.explain and hit.embedding is not None:
         fields["explanation"] = _explained(service, hit, hit.embedding, query)
+        if bm25:
+            fields["explanation"]["bm25"] = weighed_tokens(hit.terms, service.model.token_strings)
+    return fields
+
+
+def _by_leg(values: LegScores | LegRanks, *, bm25: bool) -> dict[str, Any]:
+    """Scores or ranks; that of BM25 where the collection has it."""
+    fields = asdict(values)
+    if not bm25:
+        del fields["bm25"]
     return fields
 
 

@@ -15,6 +15,7 @@ Cut = Literal["NONE", "START", "END"]
 VectorKind = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 """How other APIs write a vector; see `app.wire.foreign_rows`."""
 ModeName = Literal["hybrid", "dense", "sparse", "colbert"]
+SearchMode = Literal["hybrid", "dense", "sparse", "colbert", "bm25"]
 
 
 class RequestBody(BaseModel):
@@ -133,6 +134,16 @@ class WeightsBody(RequestBody):
     dense: Weight = Field(default=0.0, description="Weight of the dense score; 0 where it is left out.")
     sparse: Weight = Field(default=0.0, description="Weight of the lexical score; 0 where it is left out.")
     colbert: Weight = Field(default=0.0, description="Weight of the ColBERT score; 0 where it is left out.")
+
+
+class SearchWeights(WeightsBody):
+    """Weights of the hybrid score of a search, BM25 among them."""
+
+    bm25: Weight = Field(
+        default=0.0,
+        description="Weight of the BM25 score, for collections made with `bm25`. In a hybrid that score is "
+        "divided by what no document can reach for the query, so that it lies between 0 and 1.",
+    )
 
 
 class Usage(ResponseBody):

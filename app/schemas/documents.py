@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.index.collection import ColbertKind, DenseKind
-from app.schemas.base import EmbeddingBody, ErrorDetail, RequestBody, ResponseBody, Usage, WeightsBody
+from app.schemas.base import EmbeddingBody, ErrorDetail, RequestBody, ResponseBody, SearchWeights, Usage
 
 MAX_ID_BYTES = 512
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES)]
@@ -36,7 +36,12 @@ class CollectionBody(RequestBody):
         default=False,
         description="Let ColBERT put up candidates too, so that what only late interaction finds is found.",
     )
-    fusion: WeightsBody | None = Field(
+    bm25: bool = Field(
+        default=False,
+        description="Count every token of the texts, also beyond the model's length, and let BM25 find and "
+        "score documents too. 6 bytes for each distinct token of a text, and 7 in the index.",
+    )
+    fusion: SearchWeights | None = Field(
         default=None,
         description="Weights of a hybrid search that names none; 0.4, 0.2 and 0.4 unless given, and of those "
         "given the ones left out are 0.",
@@ -51,6 +56,7 @@ class StoredBytes(ResponseBody):
     dense: int = Field(description="Dense vectors.")
     sparse: int = Field(description="Lexical weights.")
     colbert: int = Field(description="Token vectors.")
+    bm25: int = Field(description="Token ids with their counts.")
 
 
 class CollectionDescription(ResponseBody):

@@ -8,13 +8,13 @@ from pydantic import Discriminator, Field, Tag
 
 from app.schemas.base import (
     EmbeddingBody,
-    ModeName,
     RequestBody,
     ResponseBody,
     Scores,
+    SearchMode,
+    SearchWeights,
     Text,
     Usage,
-    WeightsBody,
 )
 
 
@@ -51,13 +51,19 @@ class SearchBody(RequestBody):
     """A search: what for, how to score, what to return."""
 
     query: Query = Field(description="A text, several, or an embedding made before.")
-    mode: ModeName = Field(default="hybrid", description="The score that orders the hits.")
-    weights: WeightsBody | None = Field(
+    mode: SearchMode = Field(
+        default="hybrid",
+        description="The score that orders the hits. `bm25` needs a text and a collection made with `bm25`; "
+        "the model is not asked then, so the other scores are null.",
+    )
+    weights: SearchWeights | None = Field(
         default=None,
         description="Of the hybrid mode; the collection's unless given, and of those given the ones left out "
         "are 0.",
     )
-    fusion: Literal["weighted", "rrf"] = Field(default="weighted", description="How hybrid unites the three.")
+    fusion: Literal["weighted", "rrf"] = Field(
+        default="weighted", description="How hybrid unites the scores."
+    )
     top_k: int = Field(default=10, ge=1, description="Hits returned.")
     candidates: int | None = Field(
         default=None,
@@ -81,12 +87,21 @@ class DefaultSearchBody(SearchBody):
     collection: str = Field(default="default", description="The collection to search.")
 
 
+class SearchScores(Scores):
+    """The true score of each leg; null where one side lacks what it needs."""
+
+    bm25: float | None = Field(
+        default=None, description="BM25 over the tokens of the whole texts; of collections made with `bm25`."
+    )
+
+
 class Ranks(ResponseBody):
     """The place in each leg among the candidates, from 1; null without a place."""
 
     dense: int | None = Field(description="By the dense score.")
     sparse: int | None = Field(description="By the lexical score.")
     colbert: int | None = Field(description="By the ColBERT score.")
+    bm25: int | None = Field(default=None, description="By the BM25 score; of collections made with `bm25`.")
 
 
 class MatchedToken(ResponseBody):
@@ -97,6 +112,17 @@ class MatchedToken(ResponseBody):
     query_weight: float = Field(description="Its lexical weight in the query.")
     document_weight: float = Field(description="Its lexical weight in the document.")
     product: float = Field(description="Its part of the sparse score.")
+
+
+class WeighedToken(ResponseBody):
+    """A token id that query and document share, as BM25 counts it; the products sum to its score."""
+
+    token: str = Field(description="The vocabulary's entry.")
+    id: int = Field(description="Token id.")
+    idf: float = Field(description="More the fewer documents have it.")
+    query_tf: int = Field(description="How often it stands in the query.")
+    tf: int = Field(description="How often it stands in the whole document.")
+    product: float = Field(description="Its part of the BM25 score.")
 
 
 class AlignedToken(ResponseBody):
@@ -119,6 +145,9 @@ class Explanation(ResponseBody):
 
     matched_tokens: list[MatchedToken] = Field(description="Largest product first.")
     alignment: list[AlignedToken] = Field(description="In the order of the query's tokens.")
+    bm25: list[WeighedToken] | None = Field(
+        default=None, description="Largest product first; of collections made with `bm25`."
+    )
 
 
 class HitBody(ResponseBody):
@@ -126,7 +155,7 @@ class HitBody(ResponseBody):
 
     id: str = Field(description="The document's id.")
     score: float = Field(description="What orders the hits.")
-    scores: Scores = Field(description="The true score of each output.")
+    scores: SearchScores = Field(description="The true score of each leg.")
     ranks: Ranks = Field(description="The place in each leg.")
     text: str | None = Field(default=None, description="Where `include` has it.")
     metadata: dict[str, Any] | None = Field(default=None, description="Where `include` has it.")
@@ -137,7 +166,7 @@ class SearchResponse(ResponseBody):
     """Hits of one query, best first."""
 
     collection: str = Field(description="The collection that was searched.")
-    mode: ModeName = Field(description="As it was asked for.")
+    mode: SearchMode = Field(description="As it was asked for.")
     hits: list[HitBody] = Field(description="Best first, at most `top_k`.")
     usage: Usage = Field(description="What it cost.")
     model: str = Field(description="The model's name.")
@@ -153,7 +182,7 @@ class ManySearchResponse(ResponseBody):
     """Hits of several queries, in their order."""
 
     collection: str = Field(description="The collection that was searched.")
-    mode: ModeName = Field(description="As it was asked for.")
+    mode: SearchMode = Field(description="As it was asked for.")
     results: list[HitList] = Field(description="One for each query.")
     usage: Usage = Field(description="What it cost.")
     model: str = Field(description="The model's name.")

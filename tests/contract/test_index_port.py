@@ -14,25 +14,40 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.index import bm25 as bm25_room
 from app.index import search as index_search
 from app.index import upkeep
+from app.index.bm25 import Asked, Statistics
 from app.index.collection import CollectionInfo, CollectionSettings, CollectionStats, Document, StoredDocument
 from app.index.filters import Filter, matches, parse
 from app.index.fusion import Legs
 from app.index.port import Finder, Found, Scored, Store, View
 from app.index.search import SPARE, check, search
-from app.index.values import SearchRequest
-from model.embedding import OUTPUTS, Embedding
+from app.index.values import LEGS, SearchRequest
+from model.embedding import OUTPUTS, Embedding, LexicalWeights
 from model.scoring import FusionWeights
-from tests.index_helpers import COLBERT, FINGERPRINT, WIDTH, blend, embedding, made, opened, truth
+from tests.index_helpers import (
+    COLBERT,
+    FINGERPRINT,
+    WIDTH,
+    blend,
+    bm25,
+    embedding,
+    made,
+    most_bm25,
+    opened,
+    truth,
+    words,
+)
+
+SETTINGS = CollectionSettings(colbert="float32", bm25=True)
 
 
 class Listed:
     """Documents in a list: the port in its plainest form, scored one by one."""
 
     def __init__(self) -> None:
-        settings = CollectionSettings(colbert="float32")
-        self.info = CollectionInfo("c", settings, FINGERPRINT, WIDTH, COLBERT, "")
+        self.info = CollectionInfo("c", SETTINGS, FINGERPRINT, WIDTH, COLBERT, "")
         self.held: dict[str, tuple[int, int, Document]] = {}
         self.seq = self.keys = 0
 
@@ -71,7 +86,8 @@ class Listed:
             for key, seq, one in self.held.values()
             if condition is None or matches(condition, one.metadata)
         }
-        yield ListedView(allowed, self._stored)
+        counted = {one.id: one.terms for _, _, one in self.held.values() if one.terms is not None}
+        yield ListedView(allowed, counted, self._stored)
 
     @staticmethod
     def _stored(seq: int, one: Document) -> StoredDocument:
@@ -81,15 +97,33 @@ class Listed:
 
 class ListedView:
     def __init__(
-        self, allowed: dict[int, tuple[int, Document]], stored: Callable[[int, Document], StoredDocument]
+        self,
+        allowed: dict[int, tuple[int, Document]],
+        counted: dict[str, LexicalWeights],
+        stored: Callable[[int, Document], StoredDocument],
     ) -> None:
-        self.allowed, self.stored, self.count = allowed, stored, len(allowed)
-        self.finders: frozenset[Finder] = frozenset({"dense", "sparse"})
+        self.allowed, self.counted, self.stored, self.count = allowed, counted, stored, len(allowed)
+        self.finders: frozenset[Finder] = frozenset({"dense", "sparse", "bm25"})
 
-    def candidates(self, query: Embedding, legs: Sequence[Finder], count: int) -> Mapping[Finder, Found]:
+    def statistics(self, terms: np.ndarray) -> Statistics:
+        having = [sum(int(term) in one.indices for one in self.counted.values()) for term in terms]
+        length = sum(int(one.values.sum()) for one in self.counted.values())
+        return Statistics(len(self.counted), length, np.array(having, np.int64))
+
+    def _true(self, query: Embedding, asked: Asked | None) -> dict[int, dict[str, float | None]]:
+        by_words = {} if asked is None else bm25(asked.counts, self.counted)
+        return {
+            key: {**truth(query, one.embedding), "bm25": by_words.get(one.id)}
+            for key, (_, one) in self.allowed.items()
+        }
+
+    def candidates(
+        self, query: Embedding, legs: Sequence[Finder], count: int, asked: Asked | None = None
+    ) -> Mapping[Finder, Found]:
         found: dict[Finder, Found] = {}
+        true = self._true(query, asked)
         for leg in legs:
-            scores = {key: truth(query, one.embedding)[leg] for key, (_, one) in self.allowed.items()}
+            scores = {key: one[leg] for key, one in true.items()}
             best = sorted(
                 (key for key, score in scores.items() if score is not None and (leg == "dense" or score > 0)),
                 key=lambda key: (-scores[key], key),
@@ -100,12 +134,13 @@ class ListedView:
     def keys(self) -> np.ndarray:
         return np.array(sorted(self.allowed), np.int64)
 
-    def scores(self, keys: np.ndarray, query: Embedding) -> Scored:
+    def scores(self, keys: np.ndarray, query: Embedding, asked: Asked | None = None) -> Scored:
         present = np.array(sorted(set(keys.tolist()) & set(self.allowed)), np.int64)
-        rows = [truth(query, self.allowed[int(key)][1].embedding) for key in present]
+        true = self._true(query, asked)
+        rows = [true[int(key)] for key in present]
         columns = {
             leg: np.array([np.nan if row[leg] is None else row[leg] for row in rows], np.float64)
-            for leg in OUTPUTS
+            for leg in LEGS
         }
         return Scored(present, Legs(**columns))
 
@@ -118,9 +153,13 @@ class ListedView:
     def embeddings(self, documents: Mapping[int, StoredDocument]) -> dict[int, Embedding]:
         return {key: self.allowed[key][1].embedding for key in documents}
 
+    def counts(self, keys: np.ndarray) -> dict[int, LexicalWeights]:
+        found = {int(key): self.allowed[int(key)][1].terms for key in keys}
+        return {key: one for key, one in found.items() if one is not None}
+
 
 def _sqlite(folder: Path, stack: ExitStack) -> Store:
-    return made(stack.enter_context(opened(folder)))
+    return made(stack.enter_context(opened(folder)), settings=SETTINGS)
 
 
 def _listed(folder: Path, stack: ExitStack) -> Store:
@@ -142,11 +181,24 @@ def _filled(store: Store, rng: np.random.Generator, count: int) -> dict[str, Doc
     for place in range(count):
         without = ((), (), (), ("dense",), ("sparse",), ("colbert",))[rng.integers(6)]
         documents[f"d{place}"] = Document(
-            f"d{place}", f"text {place}", embedding(rng, without), {"n": place, "even": place % 2 == 0}
+            f"d{place}",
+            f"text {place}",
+            embedding(rng, without),
+            {"n": place, "even": place % 2 == 0},
+            terms=words(rng),
         )
     for first in range(0, count, 7):
         store.upsert(list(documents.values())[first : first + 7])
     return documents
+
+
+def _bare(name: str, text: str, one: Embedding) -> Document:
+    """A document of whose tokens nothing is said."""
+    return Document(name, text, one, terms=bm25_room.no_terms())
+
+
+def _counted(documents: Mapping[str, Document]) -> dict[str, LexicalWeights]:
+    return {name: one.terms for name, one in documents.items() if one.terms is not None}
 
 
 def _ids(view: View, keys: np.ndarray) -> list[str]:
@@ -169,12 +221,12 @@ def test_what_was_stored_is_read(store: Store, seed: int) -> None:
 
 def test_sequence_numbers_grow_and_of_one_id_the_last_wins(store: Store, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    first = store.upsert([Document("a", "1", embedding(rng)), Document("b", "2", embedding(rng))])
-    again = store.upsert([Document(name, text, embedding(rng)) for name, text in (("a", "3"), ("a", "4"))])
+    first = store.upsert([_bare("a", "1", embedding(rng)), _bare("b", "2", embedding(rng))])
+    again = store.upsert([_bare(name, text, embedding(rng)) for name, text in (("a", "3"), ("a", "4"))])
     assert first[0] < first[1] < again[0] == again[1]
     assert store.get("a").text == "4"  # type: ignore[union-attr]
     assert store.delete(["a", "a", "nobody"]) == 1 and store.delete(["a"]) == 0
-    last = store.upsert([Document("a", "5", embedding(rng))])
+    last = store.upsert([_bare("a", "5", embedding(rng))])
     assert last[0] > again[0] and store.stats().last_seq == last[0]
     assert store.delete_where(parse({})) == 2 and store.stats().count == 0
 
@@ -187,16 +239,27 @@ def test_candidates_are_the_best_of_each_leg(store: Store, seed: int) -> None:
         allowed = {
             n: one for n, one in documents.items() if condition is None or matches(condition, one.metadata)
         }
-        query = embedding(rng)
+        query, terms = embedding(rng), words(rng, 12)
+        by_words = bm25(terms, _counted(documents))
         with store.view(condition) as view:
             assert view.count == len(allowed)
             assert sorted(_ids(view, view.keys())) == sorted(allowed)
-            found = view.candidates(query, ["dense", "sparse"], 10 + SPARE)
-            for leg in ("dense", "sparse"):
+            asked = bm25_room.asked(terms, view.statistics(terms.indices))
+            found = view.candidates(query, ["dense", "sparse", "bm25"], 10 + SPARE, asked)
+            for leg in ("dense", "sparse", "bm25"):
                 keys, scores = found[leg]
                 assert list(scores) == sorted(scores, reverse=True) and len(set(keys.tolist())) == len(keys)
-                true = {n: truth(query, one.embedding)[leg] for n, one in allowed.items()}
+                true = {
+                    n: {**truth(query, one.embedding), "bm25": by_words[n]}[leg] for n, one in allowed.items()
+                }
                 true = {n: s for n, s in true.items() if s is not None and (leg == "dense" or s > 0)}
+                if leg == "bm25":  # found by bounds
+                    names = _ids(view, keys)
+                    assert all(true[n] <= bound * (1 + 1e-5) for n, bound in zip(names, scores, strict=True))
+                    if len(keys) >= 10 + SPARE:
+                        others = [true[n] for n in set(true) - set(names)]
+                        assert max(others, default=0.0) <= scores[-1] * (1 + 1e-5)
+                        continue
                 best = sorted(true.values(), reverse=True)[:10]
                 got = sorted((true[name] for name in _ids(view, keys)), reverse=True)
                 assert got[:10] == pytest.approx(best, abs=1e-5)
@@ -207,11 +270,26 @@ def test_candidates_are_the_best_of_each_leg(store: Store, seed: int) -> None:
 def test_scores_are_the_equations_of_documents_that_exist(store: Store, seed: int) -> None:
     rng = np.random.default_rng(seed)
     documents = _filled(store, rng, 60)
-    query = embedding(rng)
+    query, terms = embedding(rng), words(rng, 12)
+    by_words = bm25(terms, _counted(documents))
+    with store.view(parse({"n": {"$lt": 20}})) as view:  # which changes nothing of what the collection says
+        asked = bm25_room.asked(terms, view.statistics(terms.indices))
+        scored = view.scores(view.keys(), query, asked)
+        expected = [by_words[name] for name in _ids(view, scored.keys)]
+        np.testing.assert_allclose(scored.legs.bm25, expected, rtol=1e-5, atol=1e-6)
+        if len(terms):
+            assert asked.ceiling == pytest.approx(most_bm25(terms, _counted(documents)), rel=1e-6)
+        counts = view.counts(scored.keys)
+        for key, name in zip(scored.keys.tolist(), _ids(view, scored.keys), strict=True):
+            own = documents[name].terms
+            assert own is not None
+            np.testing.assert_array_equal(counts[key].indices, own.indices)
+            np.testing.assert_array_equal(counts[key].values, own.values)
     with store.view(None) as view:
         keys = view.keys()
         scored = view.scores(np.concatenate([keys[::-1], [10**9]]), query)
         np.testing.assert_array_equal(scored.keys, keys)
+        assert np.isnan(scored.legs.bm25).all()
         for place, name in enumerate(_ids(view, scored.keys)):
             for leg in OUTPUTS:
                 expected = truth(query, documents[name].embedding)[leg]
@@ -235,7 +313,7 @@ def test_a_view_is_of_one_moment(store: Store, seed: int) -> None:
     query = embedding(rng)
     with store.view(None) as view:
         before = view.scores(view.keys(), query)
-        store.upsert([Document("d3", "changed", embedding(rng)), Document("new", "", embedding(rng))])
+        store.upsert([_bare("d3", "changed", embedding(rng)), _bare("new", "", embedding(rng))])
         store.delete(["d4"])
         after = view.scores(view.keys(), query)
         np.testing.assert_array_equal(before.keys, after.keys)
@@ -247,20 +325,22 @@ def test_a_view_is_of_one_moment(store: Store, seed: int) -> None:
         assert texts["d3"] == "changed" and "new" in texts and "d4" not in texts
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse", "colbert"])
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse", "colbert", "bm25"])
 def test_a_search_over_the_port_is_brute_force(store: Store, seed: int, mode: Any) -> None:
     rng = np.random.default_rng(seed)
     documents = _filled(store, rng, 90)
-    use = FusionWeights(0.5, 0.2, 0.3)
-    for _ in range(5):
-        query = embedding(rng)
-        request = SearchRequest(query, mode=mode, weights=use, top_k=5)
+    counted = _counted(documents)
+    for use in 3 * [FusionWeights(0.5, 0.2, 0.3), FusionWeights(0.3, 0.1, 0.2, 0.9)]:
+        query, terms = embedding(rng), words(rng, 12)
+        request = SearchRequest(query, mode=mode, weights=use, top_k=5, terms=terms)
         with store.view(None) as view:
             hits = search(view, request, check(request, store.info))
-        scores = [truth(query, one.embedding) for one in documents.values()]
-        expected = [blend(one, use) if mode == "hybrid" else one[mode] for one in scores]
-        kept = sorted((s for s in expected if s is not None and (mode != "sparse" or s > 0)), reverse=True)
-        assert [hit.score for hit in hits] == pytest.approx(kept[:5], abs=1e-5)
+        by_words, most = bm25(terms, counted), most_bm25(terms, counted)
+        scores = [{**truth(query, one.embedding), "bm25": by_words[n]} for n, one in documents.items()]
+        expected = [blend(one, use, most) if mode == "hybrid" else one[mode] for one in scores]
+        positive = mode in ("sparse", "bm25")
+        kept = sorted((s for s in expected if s is not None and (not positive or s > 0)), reverse=True)
+        assert [hit.score for hit in hits] == pytest.approx(kept[:5], rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "colbert"])
@@ -273,7 +353,7 @@ def test_candidates_are_widened_while_others_could_reach_the_top(
     for place in range(90):
         late = 0.3 + 0.01 * place if place <= 40 else 0.2
         one = Embedding(2, dense=(1 - 0.005 * place) * axes[0], colbert=np.float32(late) * axes[1])
-        store.upsert([Document(f"d{place:02}", "", one)])
+        store.upsert([_bare(f"d{place:02}", "", one)])
     query = Embedding(2, dense=axes[0], colbert=axes[1])
     use = FusionWeights(0.1, 0, 0.9)
     found = {}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import pytest
 from app.index import upkeep
 from app.index.backup import restore
 from app.index.collection import SEGMENTS, Collection, Database, Document, SearchRequest
+from app.index.search import SPARE
 from app.index.storage import FILE_NAME
-from model.embedding import Embedding
+from model.embedding import Embedding, LexicalWeights
 from model.scoring import FusionWeights
 from tests.crash.writer import SEGMENT_ROWS, THREADS, State, applied, document
-from tests.index_helpers import blend, embedding, opened, truth
+from tests.index_helpers import blend, bm25, embedding, opened, truth, words
 
 ROOT = Path(__file__).parent.parent.parent
 LEGS_ALONE = FusionWeights(0.5, 0.5, 0)
@@ -79,6 +81,9 @@ def check_whole(collection: Collection, state: State, rng: np.random.Generator) 
     assert stats.dense_bytes == sum(
         one.embedding.dense.nbytes for one in documents if one.embedding.dense is not None
     )
+    counted = [one.terms for one in documents if one.terms is not None]
+    if collection.info.settings.bm25:
+        assert stats.length == sum(int(one.values.sum()) for one in counted)
     for one in documents[:: max(1, len(documents) // 5)]:
         _same(collection.embedding(one.id), one.embedding)
     for _ in range(2):
@@ -110,6 +115,21 @@ def check_searches(collection: Collection, documents: Sequence[Document], query:
             assert hit.text == texts[hit.id]
         if request.top_k == everything:
             assert {hit.id for hit in hits} == set(texts)
+    if collection.info.settings.bm25:
+        _check_words(collection, documents, words(np.random.default_rng(len(documents)), 12))
+
+
+def _check_words(collection: Collection, documents: Sequence[Document], query: LexicalWeights) -> None:
+    true = bm25(query, {one.id: one.terms for one in documents if one.terms is not None})
+    request = SearchRequest(Embedding(2), mode="bm25", terms=query, top_k=10, candidates=10)
+    hits = collection.search(request)
+    for hit in hits:
+        assert hit.score == pytest.approx(true[hit.id], rel=1e-5)
+    best = sorted((score for score in true.values() if score > 0), reverse=True)[:10]
+    few = len(documents) <= 10 + SPARE  # else what is found first depends on how the mean length has changed
+    exact = hits if few else collection.search(replace(request, exact=True))
+    assert [hit.score for hit in exact] == pytest.approx(best, rel=1e-5)
+    assert len(hits) == len(best)
 
 
 def check_backup(file: Path, folder: Path, rng: np.random.Generator) -> State:

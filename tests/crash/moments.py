@@ -22,7 +22,7 @@ from app.index import arrays, rebuild, storage, upkeep
 from app.index.backup import backup, restore
 from app.index.collection import SEGMENTS, Collection, Database
 from app.index.filters import parse
-from tests.crash.writer import IDS, SEGMENT_ROWS, SHARDS, Log, document, make_busy
+from tests.crash.writer import IDS, SEGMENT_ROWS, SETTINGS, SHARDS, Log, document, make_busy
 from tests.index_helpers import made, opened
 
 STEPS = 200
@@ -164,7 +164,7 @@ def _stepping(folder: Path) -> Iterator[tuple[Database, Collection]]:
     make_busy()
     upkeep.Upkeep.wake = lambda self: None  # type: ignore[method-assign]
     with opened(folder / "data") as database:
-        yield database, made(database)
+        yield database, made(database, settings=SETTINGS)
 
 
 def _work(

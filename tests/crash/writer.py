@@ -20,9 +20,9 @@ import numpy as np
 
 from app.index import upkeep
 from app.index.backup import backup
-from app.index.collection import Collection, Database, Document
+from app.index.collection import Collection, CollectionSettings, Database, Document
 from app.index.filters import parse
-from tests.index_helpers import embedding, made, opened
+from tests.index_helpers import embedding, made, opened, words
 
 THREADS = 2
 """Threads that change documents, each those of its own."""
@@ -30,6 +30,7 @@ IDS = 60
 """Of one thread: few, so that most changes replace or delete something."""
 SHARDS = 7
 SEGMENT_ROWS = 16
+SETTINGS = CollectionSettings(colbert="float32", bm25=True)
 
 State = dict[str, int]
 """The version of each document that there is."""
@@ -39,7 +40,8 @@ def document(name: str, version: int) -> Document:
     """A version of a document; some lack an output."""
     without = {1: ("colbert",), 2: ("sparse",), 3: ("dense",)}.get(version % 11, ())
     metadata = {"thread": int(name[1]), "shard": version % SHARDS, "version": version}
-    return Document(name, f"text {version}", embedding(np.random.default_rng(version), without), metadata)
+    rng = np.random.default_rng(version)
+    return Document(name, f"text {version}", embedding(rng, without), metadata, terms=words(rng))
 
 
 def applied(state: State, change: dict[str, Any]) -> State:
@@ -79,7 +81,7 @@ def run(folder: Path, seed: int, first_version: int) -> None:
     make_busy()
     log = Log()
     with opened(folder / "data") as database:
-        collection = made(database)
+        collection = made(database, settings=SETTINGS)
         threads: list[Callable[[], None]] = [
             lambda thread=thread: _change(  # type: ignore[misc]
                 collection, log, thread, random.Random(f"{seed} {thread}"), first_version

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.index import upkeep
-from app.index.collection import SEGMENTS, Document, SearchRequest
+from app.index import restage, upkeep
+from app.index.collection import SEGMENTS, CollectionSettings, Document, SearchRequest
+from app.index.errors import QueryInvalid
 from app.index.filters import matches, parse
+from app.index.owner import FolderLock
+from model.embedding import LexicalWeights
 from model.scoring import FusionWeights
-from tests.index_helpers import blend, embedding, made, opened, truth
+from tests.index_helpers import (
+    FINGERPRINT,
+    blend,
+    bm25,
+    embedding,
+    made,
+    most_bm25,
+    opened,
+    truth,
+    words,
+)
 
 _IDS = st.sampled_from([f"d{place}" for place in range(12)])
 _SEEDS = st.integers(0, 2**32 - 1)
@@ -39,24 +55,50 @@ _FILTERS = st.sampled_from(
         {"$not": {"n": {"$exists": True}}},
     ]
 )
-_MODES = st.sampled_from(["hybrid", "dense", "sparse", "colbert"])
+_MODES = st.sampled_from(["hybrid", "dense", "sparse", "colbert", "bm25"])
+_WEIGHTS = st.sampled_from([FusionWeights(), FusionWeights(0.2, 0.1, 0.3, 0.8), FusionWeights(0, 0, 0, 1)])
+
+
+def _document(
+    name: str,
+    text: str,
+    rng: np.random.Generator,
+    without: tuple[str, ...],
+    metadata: Mapping[str, object],
+) -> Document:
+    one = embedding(rng, without)
+    return Document(name, text, one, metadata, terms=words(rng))
 
 
 class Index(RuleBasedStateMachine):
     """`documents` is what the collection must hold."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(with_bm25=st.booleans())
+    def start(self, with_bm25: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="trivec-model-"))
         self.documents: dict[str, Document] = {}
         self.last_seq = 0
+        self.fingerprint = FINGERPRINT
+        self.bm25 = with_bm25
         self.database = opened(self.folder)
-        self.collection = made(self.database)
+        settings = CollectionSettings(colbert="float32", bm25=with_bm25)
+        self.collection = made(self.database, settings=settings)
+
+    def reopen(self) -> None:
+        self.database = opened(self.folder, self.fingerprint)
+        self.collection = self.database.get("c")
+
+    def true(self, query: LexicalWeights) -> dict[str, dict[str, float | None]]:
+        """BM25 scores of all documents; None where the collection has none."""
+        if not self.bm25:
+            return {name: {"bm25": None} for name in self.documents}
+        counted = {name: one.terms for name, one in self.documents.items() if one.terms is not None}
+        return {name: {"bm25": score} for name, score in bm25(query, counted).items()}
 
     @rule(entries=st.lists(st.tuples(_IDS, _SEEDS, _WITHOUT, _METADATA), min_size=1, max_size=5))
     def upsert(self, entries: list[tuple[str, int, tuple[str, ...], dict[str, object]]]) -> None:
         batch = [
-            Document(name, f"text {seed}", embedding(np.random.default_rng(seed), without), metadata)
+            _document(name, f"text {seed}", np.random.default_rng(seed), without, metadata)
             for name, seed, without, metadata in entries
         ]
         numbers = self.collection.upsert(batch)
@@ -82,8 +124,27 @@ class Index(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.database.close()
-        self.database = opened(self.folder)
-        self.collection = self.database.get("c")
+        self.reopen()
+
+    @rule(seed=_SEEDS)
+    def reindex(self, seed: int) -> None:
+        """All vectors and counts by another model, of another tokenizer."""
+        self.database.close()
+        lock = FolderLock(self.folder)
+        self.fingerprint = f"f{seed}"
+        with closing(restage.Source(self.folder, "c", owned=True)) as source:
+            if source.info.fingerprint != self.fingerprint:
+                target = replace(source.info, fingerprint=self.fingerprint)
+                with closing(restage.Staging(self.folder, source.key, target, {})) as staging:
+                    for text in source.texts(source.versions()[0].tolist()):
+                        old = self.documents[text.doc_id]
+                        rng = np.random.default_rng([seed, text.key])
+                        new = _document(text.doc_id, old.text, rng, (), old.metadata)
+                        staging.put([staging.row(text, new.embedding, new.terms)])
+                        self.documents[text.doc_id] = new
+                restage.adopt(source, target, lambda *_: None)
+        lock.release()
+        self.reopen()
 
     @rule(idle=st.booleans())
     def tend(self, idle: bool) -> None:
@@ -99,8 +160,7 @@ class Index(RuleBasedStateMachine):
         for path in (self.folder / SEGMENTS).rglob("*.segment"):
             content = path.read_bytes()
             path.write_bytes(b"" if whole else content[: len(content) // 2])
-        self.database = opened(self.folder)
-        self.collection = self.database.get("c")
+        self.reopen()
 
     @precondition(lambda self: self.documents)
     @rule(
@@ -110,34 +170,62 @@ class Index(RuleBasedStateMachine):
         exact=st.booleans(),
         candidates=st.sampled_from([1, 3, 100]),
         top_k=st.sampled_from([1, 2, 100]),
+        use=_WEIGHTS,
     )
-    def search(self, seed: int, mode: str, source: object, exact: bool, candidates: int, top_k: int) -> None:
-        query = embedding(np.random.default_rng(seed))
+    def search(
+        self,
+        seed: int,
+        mode: str,
+        source: object,
+        exact: bool,
+        candidates: int,
+        top_k: int,
+        use: FusionWeights,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        query, terms = embedding(rng), words(rng, 12)
         condition = None if source is None else parse(source)
-        hits = self.collection.search(
-            SearchRequest(query, mode=mode, filter=condition, exact=exact, candidates=candidates, top_k=top_k)
+        request = SearchRequest(
+            query,
+            mode=mode,
+            weights=use,
+            filter=condition,
+            exact=exact,
+            candidates=candidates,
+            top_k=top_k,
+            terms=terms,
         )
+        if not self.bm25 and (mode == "bm25" or use.bm25):
+            with pytest.raises(QueryInvalid, match="made without bm25"):
+                self.collection.search(request)
+            return
+        hits = self.collection.search(request)
+        by_words = self.true(terms)
         allowed = {
-            name: truth(query, one.embedding)
+            name: {**truth(query, one.embedding), **by_words[name]}
             for name, one in self.documents.items()
             if condition is None or matches(condition, one.metadata)
         }
+        most = most_bm25(
+            terms, {name: one.terms for name, one in self.documents.items() if one.terms is not None}
+        )
         expected = {}
         for name, scores in allowed.items():
-            score = blend(scores, FusionWeights()) if mode == "hybrid" else scores[mode]
-            if score is not None and (mode != "sparse" or score > 0):
+            score = blend(scores, use, most) if mode == "hybrid" else scores[mode]
+            if score is not None and (mode not in ("sparse", "bm25") or score > 0):
                 expected[name] = score
         names = [hit.id for hit in hits]
         assert len(set(names)) == len(names) and set(names) <= set(expected)
         for hit in hits:
             assert hit.text == self.documents[hit.id].text
-            assert hit.score == pytest.approx(expected[hit.id], abs=1e-5)
-            for leg in ("dense", "sparse", "colbert"):
-                assert getattr(hit.scores, leg) == pytest.approx(allowed[hit.id][leg], abs=1e-5)
+            assert hit.score == pytest.approx(expected[hit.id], rel=1e-6, abs=1e-5)
+            for leg in ("dense", "sparse", "colbert", "bm25"):
+                found, true = getattr(hit.scores, leg), allowed[hit.id][leg]
+                assert found is true is None or found == pytest.approx(true, rel=1e-6, abs=1e-5)
         # The legs' own modes find the true best with any number of candidates; the others when all are.
         if exact or mode in ("dense", "sparse") or max(candidates, top_k) >= len(allowed):
             best = sorted(expected.values(), reverse=True)[:top_k]
-            assert [hit.score for hit in hits] == pytest.approx(best, abs=1e-5)
+            assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-6, abs=1e-5)
         if mode == "hybrid":
             assert len(hits) == min(top_k, len(allowed))
 
@@ -155,16 +243,23 @@ class Index(RuleBasedStateMachine):
         stats = self.collection.stats()
         assert stats.count == len(stored)
         assert stats.text_bytes == sum(len(one.text.encode()) for one in stored.values())
+        counted = [one.terms for one in self.documents.values() if self.bm25 and one.terms is not None]
+        assert stats.length == sum(int(one.values.sum()) for one in counted)
+        assert stats.terms_bytes == 6 * sum(len(one) for one in counted)
 
     @invariant()
     def finds_the_best_of_either_leg(self) -> None:
         """With one candidate, so that it is the index in memory that finds it."""
-        query = embedding(np.random.default_rng(7), ("colbert",))
-        for leg in ("dense", "sparse"):
-            found = (truth(query, one.embedding)[leg] for one in self.documents.values())
+        rng = np.random.default_rng(7)
+        query, terms = embedding(rng, ("colbert",)), words(rng, 12)
+        by_words = self.true(terms)
+        for leg in ("dense", "sparse", "bm25") if self.bm25 else ("dense", "sparse"):
+            found = (
+                {**truth(query, one.embedding), **by_words[name]}[leg] for name, one in self.documents.items()
+            )
             scores = [score for score in found if score is not None and (leg == "dense" or score > 0)]
-            hits = self.collection.search(SearchRequest(query, mode=leg, candidates=1, top_k=1))
-            assert [hit.score for hit in hits] == pytest.approx(sorted(scores)[-1:], abs=1e-5)
+            hits = self.collection.search(SearchRequest(query, mode=leg, candidates=1, top_k=1, terms=terms))
+            assert [hit.score for hit in hits] == pytest.approx(sorted(scores)[-1:], rel=1e-6, abs=1e-5)
 
     def teardown(self) -> None:
         if hasattr(self, "database"):
