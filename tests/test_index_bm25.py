@@ -251,6 +251,25 @@ def test_bounds_hold_though_the_mean_length_has_changed(
             assert max(bound / true[name] for name, bound in found.items()) < upkeep.DRIFT * 1.001
 
 
+def test_a_segment_of_another_mean_length_is_written_anew(
+    database: Database, rng: np.random.Generator
+) -> None:
+    where = made(database, settings=SETTINGS)
+    put(where, {f"d{place}": counts(a=1, b=1 + place % 3) for place in range(20)}, rng)
+    assert where.seal(least=1) and not where.merge(idle=False)
+    put(where, {"d20": counts(c=3)}, rng)
+    assert not where.merge(idle=False)  # the mean is nearly what it was
+    put(where, {f"d{place}": counts(a=50, c=place) for place in range(21, 30)}, rng)
+    (before,) = where.load().parts
+    assert where.merge(idle=False) and not where.merge(idle=False)
+    (after,) = where.load().parts
+    assert before.rows.mean < after.rows.mean == where.load().mean
+    assert after.rows.lengths is not None and after.rows.lengths.tolist() == [2 + n % 3 for n in range(20)]
+    where.delete_where(parse({"n": {"$gte": 20}}))
+    assert where.merge(idle=False)  # and back
+    assert where.load().parts[0].rows.mean == pytest.approx(before.rows.mean)
+
+
 def test_it_puts_up_candidates_for_a_hybrid_that_gives_it_weight(
     database: Database, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,8 @@ OTHER = replace(CARD, name="other", fingerprint="0b" * 32, hidden_size=WIDTH, co
 
 
 def shifted(terms: LexicalWeights) -> LexicalWeights:
-    return LexicalWeights(terms.indices + np.int32(1), terms.values)
+    """What another tokenizer counts: other ids, and twice as many of them."""
+    return LexicalWeights(terms.indices + np.int32(1), 2 * terms.values)
 
 
 @dataclass
