@@ -18,8 +18,11 @@ from app.index.code_vectors import (
     TILE,
     butterflies,
     float_products,
-    multiplied,
+    nearest_of_2,
+    nearest_of_4,
+    nearest_of_16,
     pointer,
+    rounded,
     scaled,
     transpose_bytes,
     transpose_floats,
@@ -230,39 +233,23 @@ def _sums(terms: Any, places: int, found: Any) -> None:
 
 
 @inlined
-def _nearest(values: Any, borders: Any, gaps: Any, count: int, codes: Any, dots: Any, squares: Any) -> None:
-    """The code of each value, its level times the value, and its level squared.
-
-    Callers spell out `count`, the number of borders, so that the inner loop is unrolled.
-    """
-    one, none = np.float32(1), np.float32(0)
-    for k in range(len(values)):
-        value, code, level = values[k], none, gaps[0]
-        for border in range(count):
-            above = value > borders[border]
-            code += one if above else none
-            level += gaps[border + 1] if above else none
-        codes[k] = np.uint8(np.int32(code))
-        dots[k] = value * level
-        squares[k] = level * level
-
-
-@inlined
-def _code_bytes(lanes: Any, width: int, packed: Any, scales: Any, factors: Any) -> None:
+def _code_bytes(lanes: Any, width: int, terms: Any, packed: Any, scales: Any, factors: Any) -> None:
     """int8: each lane's largest value is 127."""
-    grid, found = lanes[: width * LANES].reshape(width, LANES), packed[: width * LANES].reshape(width, LANES)
-    scales[:] = np.float32(0)
-    for place in range(width):
-        for lane in range(LANES):
-            scales[lane] = max(scales[lane], abs(grid[place, lane]))
+    for k in range(width * LANES):
+        terms[k] = abs(lanes[k])
+    places = width
+    while places > 1:
+        half = places // 2
+        head, tail = terms[: half * LANES], terms[(places - half) * LANES : places * LANES]
+        for k in range(half * LANES):
+            head[k] = max(head[k], tail[k])
+        places -= half
     for lane in range(LANES):
-        factors[lane] = np.float32(127) / scales[lane] if scales[lane] > 0 else np.float32(0)
-        scales[lane] /= np.float32(127)
+        factors[lane] = np.float32(127) / terms[lane] if terms[lane] > 0 else np.float32(0)
+        scales[lane] = terms[lane] / np.float32(127)
+    given = np.uint64(lanes.ctypes.data), np.uint64(factors.ctypes.data)
     for place in range(width):
-        for lane in range(LANES):
-            # A positive number cut off is rounded, the same way on every machine.
-            value = grid[place, lane] * factors[lane] + np.float32(128.5)
-            found[place, lane] = np.uint8(np.int32(value) - 128)
+        rounded(np.uint64(place), *given, np.uint64(packed.ctypes.data))
 
 
 @inlined
@@ -286,15 +273,17 @@ def _code_levels(
     _sums(terms, width, sums)
     for lane in range(LANES):
         scales[lane] = np.sqrt(np.float32(width) / sums[lane]) if sums[lane] > 0 else np.float32(0)
+    given = np.uint64(lanes.ctypes.data), np.uint64(scales.ctypes.data)
+    levels = np.uint64(borders.ctypes.data), np.uint64(gaps.ctypes.data)
+    found = np.uint64(codes.ctypes.data), np.uint64(terms.ctypes.data), np.uint64(others.ctypes.data)
     for place in range(width):
-        at = np.uint64(lanes.ctypes.data) + np.uint64(place * LANES * 4)
-        multiplied(at, np.uint64(scales.ctypes.data))
-    if bits == 1:
-        _nearest(values, borders, gaps, 1, codes, terms, others)
-    elif bits == 2:
-        _nearest(values, borders, gaps, 3, codes, terms, others)
-    else:
-        _nearest(values, borders, gaps, 15, codes, terms, others)
+        at = np.uint64(place)
+        if bits == 1:
+            nearest_of_2(at, *given, *levels, *found)
+        elif bits == 2:
+            nearest_of_4(at, *given, *levels, *found)
+        else:
+            nearest_of_16(at, *given, *levels, *found)
     _sums(others, width, sums)
     for lane in range(LANES):
         scales[lane] = np.float32(1) / (scales[lane] * sums[lane]) if scales[lane] > 0 else np.float32(0)
@@ -332,7 +321,7 @@ def encode_rows(vectors: Any, bits: int, borders: Any, gaps: Any, signs: Any, si
             return 1
         _rotate(lanes, signs, size)
         if bits == 8:
-            _code_bytes(lanes, width, packed, scales, sums)
+            _code_bytes(lanes, width, terms, packed, scales, sums)
         else:
             _code_levels(lanes, width, bits, borders, gaps, codes, terms, others, packed, scales, sums)
         for start in range(0, turned.shape[1], LANES):

@@ -18,6 +18,7 @@ TILE = 4
 """So many query vectors and so many rows share each load. Query arrays are padded to a multiple."""
 ALIGNMENT = 32
 """Rows and query vectors are padded with zeros to a multiple of this many values."""
+_FLOATS, _BYTES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(8), LANES)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -88,20 +89,6 @@ def butterflies(_context: Any, _address: Any, _step: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def multiplied(_context: Any, _address: Any, _factors: Any) -> Any:
-    """Multiply LANES floats at an address by those at another, in place."""
-
-    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.VectorType(ir.FloatType(), LANES)
-        place, factors = (builder.inttoptr(one, kind.as_pointer()) for one in arguments)
-        product = builder.fmul(builder.load(place, align=4), builder.load(factors, align=4))
-        builder.store(product, place, align=4)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.uint64, types.uint64), make
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def scaled(_context: Any, _address: Any, _factor: Any) -> Any:
     """Multiply LANES floats at an address by one number, in place."""
 
@@ -114,6 +101,93 @@ def scaled(_context: Any, _address: Any, _factor: Any) -> Any:
         return ir.Constant(ir.IntType(64), 0)
 
     return types.int64(types.uint64, types.float32), make
+
+
+def _nearest(borders: int) -> Any:
+    """What codes LANES values: which level each is nearest to, that level times the value, and its square.
+
+    Arguments: the place, then addresses: of values [places, LANES], of a factor for each lane, of the borders
+    between levels, of the gaps (the first level, then each less the one before), and of codes, products and
+    squares [places, LANES]. Levels are whole numbers, so their sums are exact.
+    """
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place, values, factors, edges, gaps, codes, products, squares = arguments
+        bits = ir.VectorType(ir.IntType(32), LANES)
+
+        def spread(base: Any, number: int) -> Any:
+            at = builder.add(base, ir.IntType(64)(4 * number))
+            one = builder.load(builder.inttoptr(at, ir.FloatType().as_pointer()), align=4)
+            lone = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), one, ir.IntType(32)(0))
+            return builder.shuffle_vector(lone, lone, _constants([0] * LANES))
+
+        value = builder.fmul(_loaded(builder, values, place), _loaded(builder, factors))
+        code, level = ir.Constant(bits, [0] * LANES), spread(gaps, 0)
+        for border in range(borders):
+            above = builder.fcmp_ordered(">", value, spread(edges, border))
+            code = builder.sub(code, builder.sext(above, bits))
+            level = builder.select(above, builder.fadd(level, spread(gaps, border + 1)), level)
+        _store(builder, builder.trunc(code, _BYTES), codes, place)
+        _store(builder, builder.fmul(value, level), products, place)
+        _store(builder, builder.fmul(level, level), squares, place)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(*(types.uint64,) * 8), make
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def nearest_of_2(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any, _h: Any) -> Any:
+    """See `_nearest`."""
+    return _nearest(1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def nearest_of_4(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any, _h: Any) -> Any:
+    """See `_nearest`."""
+    return _nearest(3)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def nearest_of_16(_t: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, _g: Any, _h: Any) -> Any:
+    """See `_nearest`."""
+    return _nearest(15)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def rounded(_context: Any, _place: Any, _values: Any, _factors: Any, _codes: Any) -> Any:
+    """Write LANES values, each times its lane's factor, as the nearest int8; the products are -127 to 127.
+
+    Arguments as those of `_nearest`.
+    """
+
+    def make(_unused: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place, values, factors, codes = arguments
+        bits = ir.VectorType(ir.IntType(32), LANES)
+        product = builder.fmul(_loaded(builder, values, place), _loaded(builder, factors))
+        # A positive number cut off is rounded, the same way on every machine.
+        moved = builder.fadd(product, ir.Constant(_FLOATS, [128.5] * LANES))
+        whole = builder.sub(builder.fptosi(moved, bits), ir.Constant(bits, [128] * LANES))
+        _store(builder, builder.trunc(whole, _BYTES), codes, place)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(*(types.uint64,) * 4), make
+
+
+def _loaded(builder: Any, base: Any, place: Any = None) -> Any:
+    """LANES floats, of the first place if none is given."""
+    at = base if place is None else _offset(builder, base, place, 4)
+    return builder.load(builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
+
+
+def _store(builder: Any, vector: Any, base: Any, place: Any) -> None:
+    size = 1 if vector.type == _BYTES else 4
+    at = _offset(builder, base, place, size)
+    builder.store(vector, builder.inttoptr(at, vector.type.as_pointer()), align=size)
+
+
+def _offset(builder: Any, base: Any, place: Any, size: int) -> Any:
+    """The address of a place's LANES values of so many bytes."""
+    return builder.add(base, builder.mul(place, ir.IntType(64)(size * LANES)))
 
 
 def _constants(values: list[int]) -> Any:
