@@ -110,7 +110,7 @@ def test_unknown_routes_and_methods(client: TestClient, prefix: str) -> None:
 
 def test_what_nobody_expected(tmp_path: Path) -> None:
     class Careless(FakeModel):
-        def tokenize(self, texts: Any, max_length: int) -> Any:
+        def tokenize(self, texts: Any, max_length: int | None, *, count_terms: Any = None) -> Any:
             if "cat" in texts:
                 raise KeyError("user text: my diagnosis")
             return super().tokenize(texts, max_length)

@@ -207,7 +207,7 @@ def test_what_middleware_refuses_has_this_form_too(tmp_path: Path) -> None:
         refused(answer, 422, "Validation")
         refused(client.post("/tei/predict", json={"inputs": "a"}), 404, "Validation")
         refused(client.get("/tei/embed"), 405, "Validation")
-        zipped = {**JSON, "Content-Encoding": "gzip"}
+        zipped = {**JSON, "Content-Encoding": "br"}
         refused(client.post("/tei/embed", content=b"x", headers=zipped), 415, "Validation")
         assert set(client.get("/teiera").json()["error"]) == {"code", "message", "param", "request_id"}
 

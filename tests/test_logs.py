@@ -37,7 +37,7 @@ def test_what_a_line_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert set(embed) == FIELDS
     assert (embed["status"], embed["code"], embed["lane"]) == (200, None, "interactive")
     assert (embed["texts"], embed["tokens"], embed["truncated"]) == (2, 7, 1)
-    assert (embed["bytes_in"], embed["bytes_out"]) == (len(body), len(answer.content))
+    assert (embed["bytes_in"], embed["bytes_out"]) == (len(body), answer.num_bytes_downloaded)
     assert (upsert["lane"], upsert["code"], upsert["texts"]) == ("bulk", None, 1)
     assert (stranger["method"], stranger["route"], stranger["code"]) == ("_OTHER", "unmatched", "not_found")
     assert "private" not in json.dumps([embed, upsert, stranger]).lower()

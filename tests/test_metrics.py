@@ -116,7 +116,7 @@ def test_each_kind_of_answer_is_counted(
     assert after("trivec_requests_total") == 1
     assert after("trivec_request_seconds_count", route=route) == 1
     assert after("trivec_errors_total") == after("trivec_errors_total", code=code) == (1 if code else 0)
-    assert after("trivec_sent_bytes_total", route=route) == len(answer.content)
+    assert after("trivec_sent_bytes_total", route=route) == answer.num_bytes_downloaded
     assert after("trivec_requests_in_flight") == 1  # the scrape itself
 
 
@@ -225,7 +225,7 @@ def test_bodies_are_measured(client: TestClient) -> None:
     sent = after("trivec_sent_bytes_total", route="/embed") - before(
         "trivec_sent_bytes_total", route="/embed"
     )
-    assert sent == len(chunked.content)
+    assert sent == chunked.num_bytes_downloaded
 
 
 # labels
@@ -637,7 +637,7 @@ def test_an_application_may_start_again(tmp_path: Path) -> None:
 class BadModel(FakeModel):
     """Has no card: it cannot even be probed."""
 
-    def tokenize(self, texts: Any, max_length: int) -> Any:
+    def tokenize(self, texts: Any, max_length: int | None, *, count_terms: Any = None) -> Any:
         raise RuntimeError("no tokenizer")
 
 

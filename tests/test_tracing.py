@@ -166,7 +166,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 class Explosive(FakeModel):
     """Its tokenizer quotes the text that it stumbles over."""
 
-    def tokenize(self, texts: Any, max_length: int) -> Any:
+    def tokenize(self, texts: Any, max_length: int | None, *, count_terms: Any = None) -> Any:
         if "dynamite" in texts[0]:
             raise RuntimeError(f"cannot read {texts[0]}")
         return super().tokenize(texts, max_length)
