@@ -27,12 +27,13 @@ Dtype = Literal["float32", "float16", "int8", "binary"]
 SAFETENSORS = "application/vnd.safetensors"
 MAX_JSON_DEPTH = 100
 """Levels of lists and objects in a body: far beyond use, far below Python's recursion limit."""
+MAX_JSON_CONTAINERS = 500_000
+"""Lists and objects in a body: each takes 80 bytes of memory and as few as 3 of the body."""
 LARGE_BODY_BYTES = 256 * 1024
 """A body of more is parsed and checked in a worker thread: it would hold up everyone else."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_IS_BRACKET = np.isin(np.arange(256), list(b"[]{}"))
 _INT8_MAX = 127
 
 
@@ -41,6 +42,7 @@ def parse_json(body: bytes) -> Any:
 
     Raises MalformedJson, or InvalidRequest naming the field that holds half a pair.
     """
+    _check_brackets(body)
     # The parser is one call that holds the interpreter. A Python function for each number lets other
     # threads in between; for a small body that would only be slower.
     numbers: dict[str, Any] = (
@@ -57,7 +59,6 @@ def parse_json(body: bytes) -> Any:
     except ValueError:
         # Python refuses integers of thousands of digits; NaN and Infinity end here too.
         raise MalformedJson("the body holds a number that JSON or a double cannot hold") from None
-    _check_depth(body)
     if _SURROGATE_ESCAPE.search(body):
         _check_pairs(value)
     return value
@@ -75,14 +76,23 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _check_depth(body: bytes) -> None:
-    """Measure the nesting of well-formed JSON from its brackets, strings left out; no recursion."""
+def _check_brackets(body: bytes) -> None:
+    """Measure how much and how deep JSON nests before anything is made of it; no recursion.
+
+    Of malformed JSON what comes before the fault counts, and that is all that a parser would make.
+    """
     if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
         return
-    # Only the brackets are kept: of megabytes of numbers there would be hundreds of megabytes of steps.
-    marks = np.frombuffer(_STRING.sub(b"", body).translate(None, _NO_BRACKETS), np.uint8)
-    steps = np.where((marks == ord("[")) | (marks == ord("{")), np.int32(1), np.int32(-1))
-    if int(np.cumsum(steps).max()) > MAX_JSON_DEPTH:
+    # Without escapes a quotation mark is where a string begins or ends.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    marks = np.frombuffer(plain, np.uint8)
+    in_string = np.logical_xor.accumulate(marks == ord('"'))
+    marks = marks[_IS_BRACKET[marks] & ~in_string]
+    opens = (marks == ord("[")) | (marks == ord("{"))
+    if np.count_nonzero(opens) > MAX_JSON_CONTAINERS:
+        raise MalformedJson(f"the body holds more than {MAX_JSON_CONTAINERS} lists and objects")
+    steps = np.where(opens, np.int32(1), np.int32(-1))
+    if steps.size and int(np.cumsum(steps).max()) > MAX_JSON_DEPTH:
         raise MalformedJson(f"the body nests deeper than {MAX_JSON_DEPTH} levels")
 
 

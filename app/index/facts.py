@@ -29,7 +29,11 @@ from app.index.filters import (
 )
 
 MAX_FACTS = 1000
-"""Values in one document's metadata."""
+"""Different values in one document's metadata."""
+MAX_VALUES = 100_000
+"""Values that one document's metadata may repeat: millions would take minutes to look at."""
+MAX_PATH_CHARACTERS = 4096
+"""Of the keys down to a value: they are stored with each."""
 
 Keys = NDArray[np.int64]
 """Documents' internal keys, ascending and distinct."""
@@ -46,13 +50,13 @@ def facts(metadata: Mapping[str, object]) -> set[Fact]:
     A path joins keys with dots, so `{"a.b": 1}` and `{"a": {"b": 1}}` both answer to `a.b`.
     Lists within lists are stored with the document but no filter looks into them.
     """
-    found: set[Fact] = set()
     if not isinstance(metadata, Mapping):
         raise ValueError(f"a JSON object is expected, not {type(metadata).__name__}")
-    _collect(metadata, None, found, 1)
-    if len(found) > MAX_FACTS:
-        raise ValueError(f"{len(found)} values, the limit is {MAX_FACTS}")
-    return found
+    collector = _Collector()
+    collector.collect(metadata, None, collector.found, 1)
+    if len(collector.found) > MAX_FACTS:
+        raise ValueError(f"{len(collector.found)} values, the limit is {MAX_FACTS}")
+    return collector.found
 
 
 def select(condition: Filter, connection: sqlite3.Connection, collection: int) -> Keys:
@@ -115,32 +119,47 @@ def _statements(condition: AnyOf | Range | Exists) -> Iterator[tuple[str, tuple[
                 yield f"{head} AND kind = ? AND value IN ({marks})", (path, kind, *wanted)
 
 
-def _collect(value: object, path: str | None, found: set[Fact], depth: int) -> None:
-    """Add the facts of one value; `path` is None for the metadata itself."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"more than {MAX_DEPTH} levels deep")
-    if isinstance(value, Mapping):
-        if path is not None:
-            found.add((path, "o", ""))
-        for key, inner in value.items():
-            if not isinstance(key, str) or not is_unicode(key):
-                raise ValueError(f"a key must be a string of Unicode characters, not {clipped(repr(key))}")
-            _collect(inner, key if path is None else f"{path}.{key}", found, depth + 1)
-    elif isinstance(value, list | tuple):
-        found.add((path or "", "l", ""))
-        for one in value:
-            if isinstance(one, list | tuple):
-                _collect(one, path, set(), depth + 1)  # checked, but not found by filters
-            else:
-                _collect(one, path, found, depth + 1)
-    elif value is None or isinstance(value, bool | int | float | str):
-        if (reason := unfit_number(value)) is not None:
-            raise ValueError(f"{clipped(path or '')}: {reason}")
-        if isinstance(value, str) and not is_unicode(value):
-            raise ValueError(f"{clipped(path or '')}: a lone surrogate is not a character")
-        found.add((path or "", *_kinded(value)))
-    else:
-        raise ValueError(f"{clipped(path or '')}: {type(value).__name__} is not JSON")
+class _Collector:
+    """Walks metadata and counts what it meets."""
+
+    def __init__(self) -> None:
+        self.found: set[Fact] = set()
+        self._seen = 0
+
+    def collect(self, value: object, path: str | None, found: set[Fact], depth: int) -> None:
+        """Add the facts of one value; `path` is None for the metadata itself."""
+        self._count(path, depth)
+        if isinstance(value, Mapping):
+            if path is not None:
+                found.add((path, "o", ""))
+            for key, inner in value.items():
+                if not isinstance(key, str) or not is_unicode(key):
+                    raise ValueError(
+                        f"a key must be a string of Unicode characters, not {clipped(repr(key))}"
+                    )
+                self.collect(inner, key if path is None else f"{path}.{key}", found, depth + 1)
+        elif isinstance(value, list | tuple):
+            found.add((path or "", "l", ""))
+            for one in value:
+                # A list in a list is checked, but not found by filters.
+                self.collect(one, path, set() if isinstance(one, list | tuple) else found, depth + 1)
+        elif value is None or isinstance(value, bool | int | float | str):
+            if (reason := unfit_number(value)) is not None:
+                raise ValueError(f"{clipped(path or '')}: {reason}")
+            if isinstance(value, str) and not is_unicode(value):
+                raise ValueError(f"{clipped(path or '')}: a lone surrogate is not a character")
+            found.add((path or "", *_kinded(value)))
+        else:
+            raise ValueError(f"{clipped(path or '')}: {type(value).__name__} is not JSON")
+
+    def _count(self, path: str | None, depth: int) -> None:
+        self._seen += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
+        if self._seen > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values")
+        if path is not None and len(path) > MAX_PATH_CHARACTERS:
+            raise ValueError(f"a path of more than {MAX_PATH_CHARACTERS} characters")
 
 
 def _kinded(value: Scalar) -> tuple[str, str | int | float]:
