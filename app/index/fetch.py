@@ -113,14 +113,17 @@ def vectors(connection: sqlite3.Connection, keys: Keys, *, colbert: bool, report
             f"SELECT v.document, v.digest, {_PARTS}, {last} "
             f"FROM vectors v {join} WHERE v.document IN ({','.join('?' * len(page))}) ORDER BY v.document"
         )
-        for key, sealed, *parts, codes_sealed, codes, tokens_of_row in connection.execute(sql, page):
-            if fault := _fault(key, (sealed, *parts), (codes_sealed, codes, tokens_of_row)):
+        for row in connection.execute(sql, page):
+            key, _, dense, indices, values, terms, counts, _, codes, tokens_of_row = row
+            if fault := _fault(key, row[1:7], row[7:]):  # each digest with what it is of
                 report(fault)
                 continue
             present.append(key)
-            columns = (found.dense, found.indices, found.values, found.terms, found.counts)
-            for column, part in zip(columns, parts, strict=True):
-                column.append(part)
+            found.dense.append(dense)
+            found.indices.append(indices)
+            found.values.append(values)
+            found.terms.append(terms)
+            found.counts.append(counts)
             found.codes.append(codes)
             found.tokens_of_row.append(tokens_of_row)
     return replace(found, keys=np.array(present, np.int64))
