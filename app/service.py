@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Event
 from typing import Literal, TypeVar
 
@@ -36,7 +35,8 @@ from app.ports import TextModel, Tokenized
 from app.progress import Bars
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
-from app.whole import whole
+from app.tokenizing import TokenizerThreads
+from app.whole import abandonable, whole
 from model.embedding import OUTPUTS, Embedding, Output
 
 Kind = Literal["query", "passage"]
@@ -79,7 +79,7 @@ class Service:
         self._proven = False
         self._draining = False
         self._load_failed = False
-        self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
+        self._tokenizing = TokenizerThreads(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
 
@@ -135,6 +135,8 @@ class Service:
             return
         if self._batcher.busy_s > self.settings.request_timeout_s:
             raise NotReady("a forward pass takes longer than a request may", retry_after_s=5)
+        if self._tokenizing.longest_s > self.settings.request_timeout_s:
+            raise NotReady("a text takes longer to become tokens than a request may", retry_after_s=5)
         if not (self._proven and self._batcher.last_forward_worked):
             try:
                 await self._probe()
@@ -182,12 +184,11 @@ class Service:
 
     async def tokenize(self, texts: Sequence[str], max_length: int) -> Sequence[Tokenized]:
         """Texts to token ids in a worker thread; nobody waits for a thread whose client has gone."""
-        work = partial(self.model.tokenize, texts, max_length)
-        return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
+        return await self._tokenizing.tokenize(self.model, texts, max_length)
 
     async def in_index(self, work: Callable[[], T]) -> T:
         """Read from the index in a worker thread; nobody waits for a thread whose client has gone."""
-        return await anyio.to_thread.run_sync(work, limiter=self._indexing, abandon_on_cancel=True)
+        return await abandonable(work, self._indexing)
 
     async def write(self, work: Callable[[], T]) -> T:
         """Change the index in a worker thread; once begun it is awaited, whatever becomes of its caller."""
@@ -195,7 +196,7 @@ class Service:
 
     async def on_the_wire(self, work: Callable[[], T]) -> T:
         """Run what turns large bodies into values, or many values into a body, in a worker thread."""
-        return await anyio.to_thread.run_sync(work, limiter=self._on_the_wire, abandon_on_cancel=True)
+        return await abandonable(work, self._on_the_wire)
 
     async def pieces(self, make: Callable[[], Iterable[bytes]]) -> list[bytes]:
         """Have a body made piece by piece in a worker thread, which stops where nobody waits any more."""
