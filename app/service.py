@@ -40,8 +40,9 @@ from app.ports import TextModel, Tokenized
 from app.progress import Bars
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
+from app.tokenizing import TokenizerThreads
 from app.tracing import Tracing, Untraced
-from app.whole import whole
+from app.whole import abandonable, whole
 from model.embedding import OUTPUTS, Counting, Embedding, Output
 
 Kind = Literal["query", "passage"]
@@ -99,7 +100,7 @@ class Service:
         self._draining = False
         self._load_failed = False
         self._warmer = Warmer(settings.data_dir)
-        self._tokenizing = anyio.CapacityLimiter(settings.tokenizer_threads)
+        self._tokenizing = TokenizerThreads(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
         self._scraping = anyio.CapacityLimiter(SCRAPE_THREADS)
@@ -162,6 +163,8 @@ class Service:
             return
         if self._batcher.busy_s > self.settings.request_timeout_s:
             raise NotReady("a forward pass takes longer than a request may", retry_after_s=5)
+        if self._tokenizing.longest_s > self.settings.request_timeout_s:
+            raise NotReady("a text takes longer to become tokens than a request may", retry_after_s=5)
         if not (self._proven and self._batcher.last_forward_worked):
             try:
                 await self._probe()
@@ -214,13 +217,12 @@ class Service:
 
         Nobody waits for a thread whose client has gone.
         """
-        work = partial(self.model.tokenize, texts, max_length, count_terms=count_terms)
         with self._tracing.span("tokenize", texts=len(texts)):
-            return await anyio.to_thread.run_sync(work, limiter=self._tokenizing, abandon_on_cancel=True)
+            return await self._tokenizing.tokenize(self.model, texts, max_length, count_terms)
 
     async def in_index(self, work: Callable[[], T]) -> T:
         """Read from the index in a worker thread; nobody waits for a thread whose client has gone."""
-        return await anyio.to_thread.run_sync(work, limiter=self._indexing, abandon_on_cancel=True)
+        return await abandonable(work, self._indexing)
 
     async def write(self, work: Callable[[], T]) -> T:
         """Change the index in a worker thread; once begun it is awaited, whatever becomes of its caller."""
@@ -228,7 +230,7 @@ class Service:
 
     async def on_the_wire(self, work: Callable[[], T]) -> T:
         """Run what turns large bodies into values, or many values into a body, in a worker thread."""
-        return await anyio.to_thread.run_sync(work, limiter=self._on_the_wire, abandon_on_cancel=True)
+        return await abandonable(work, self._on_the_wire)
 
     async def scraped(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type; in a worker thread, for the index is asked."""

@@ -1,9 +1,10 @@
-"""Work in a thread that is done to its end or not at all, whoever gives up waiting for it."""
+"""Work in threads, which cannot be stopped: what becomes of it when its caller gives up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from threading import Lock
 from typing import TypeVar
 
@@ -39,6 +40,29 @@ async def whole(work: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
         if dropped:
             task.cancel()
         await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # asked for, so that asyncio does not call it forgotten
+        _asked(task)
         raise
+
+
+async def abandonable(work: Callable[[], T], *limiters: anyio.CapacityLimiter) -> T:
+    """Run `work` in a worker thread. A caller who is cancelled leaves it alone, but its places stay taken.
+
+    Were they free at once, requests that give up early would start threads without end.
+    """
+    with ExitStack() as taken:
+        for limiter in limiters:
+            await limiter.acquire_on_behalf_of(place := object())
+            taken.callback(limiter.release_on_behalf_of, place)
+        task = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+        places = taken.pop_all()
+    task.add_done_callback(lambda _: places.close())
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_asked)
+        raise
+
+
+def _asked(task: asyncio.Task[object]) -> None:
+    if not task.cancelled():
+        task.exception()  # so that asyncio does not call it forgotten

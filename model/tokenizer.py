@@ -16,9 +16,7 @@ import tokenizers
 
 from model.config import EncoderConfig
 from model.embedding import Counting, IntArray, LexicalWeights
-
-# Characters tokenised at a time: enough to keep all cores busy, few enough to bound the memory.
-_SLICE_CHARACTERS = 1_000_000
+from model.long_texts import PIECE, LongEncoding, encode_long, weight
 
 
 class TokenizerError(ValueError):
@@ -34,8 +32,8 @@ class TokenizedText:
     """One text as token ids, cut to the length that was asked for.
 
     Shapes: `ids` [T] int32 with `<s>` first and `</s>` last; `spans` [T, 2] int32, each token's place
-    in the text; `total` tokens before the cut; `terms`, where they were asked for, how often each
-    token id stands there, without the ids that carry no lexical weight.
+    in the text; `total` tokens before the cut, of which at most about a million are counted; `terms`, where
+    they were asked for, how often each token id stands there, without the ids that carry no lexical weight.
     """
 
     ids: IntArray
@@ -95,13 +93,18 @@ class Tokenizer:
             _check(number, text)
         found: list[TokenizedText] = []
         for part in _slices(texts):
-            for encoding in self._tokenizer.encode_batch(part):
+            for encoding in self._encoded(part):
                 one = _cut(encoding, max_length)
                 if count_terms is not None:
                     ids = one.ids if count_terms == "kept" else np.array(encoding.ids, np.int32)
                     one = replace(one, terms=_counted(ids, self.unused_ids))
                 found.append(one)
         return found
+
+    def _encoded(self, part: list[str]) -> Sequence[tokenizers.Encoding | LongEncoding]:
+        if len(part) == 1 and weight(part[0]) > PIECE:
+            return [encode_long(self._tokenizer, part[0])]
+        return self._tokenizer.encode_batch(part)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries of token ids, e.g. `▁Hello`; an id without one gives `<unk>`."""
@@ -118,15 +121,16 @@ def _check(number: int, text: str) -> None:
 
 
 def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Consecutive texts of together about `_SLICE_CHARACTERS`; a longer text is a slice of its own."""
+    """Consecutive texts of together at most PIECE; a longer text is a slice of its own."""
     part: list[str] = []
     size = 0
     for text in texts:
-        if part and size + len(text) > _SLICE_CHARACTERS:
+        own = weight(text)
+        if part and size + own > PIECE:
             yield part
             part, size = [], 0
         part.append(text)
-        size += len(text)
+        size += own
     if part:
         yield part
 
@@ -138,7 +142,7 @@ def _counted(ids: IntArray, unused: Collection[int]) -> LexicalWeights:
     return LexicalWeights(found[kept], counts[kept].astype(np.float32))
 
 
-def _cut(encoding: tokenizers.Encoding, max_length: int | None) -> TokenizedText:
+def _cut(encoding: tokenizers.Encoding | LongEncoding, max_length: int | None) -> TokenizedText:
     """Keep what fits and let go of the encoding, which holds a hundred bytes for each token of the text."""
     ids, offsets = encoding.ids, encoding.offsets
     total = len(ids)

@@ -19,8 +19,8 @@ from app.index.bm25 import K1, MOST_COUNT
 from app.index.collection import Collection, CollectionSettings, Database, Document, SearchRequest
 from app.index.errors import CollectionExists, DocumentInvalid, QueryInvalid
 from app.index.filters import parse
-from app.index.posting_build import Norms
 from app.index.posting_kernels import RANGE
+from app.index.posting_types import Norms
 from app.index.postings import Postings
 from app.index.storage import FILE_NAME
 from app.index.verify import verify

@@ -68,7 +68,7 @@ class RequestBody(IncomingBody):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class ForeignBody(BaseModel):
+class ForeignBody(IncomingBody):
     """A request in the format of another API: fields that Trivec does not know are ignored.
 
     Clients of those APIs send many, each release new ones. Types are as strict as everywhere.

@@ -27,7 +27,7 @@ import numpy as np
 from app import main
 from app.server import serve
 from app.settings import Settings
-from model.embedding import Embedding, IntArray, Output
+from model.embedding import Counting, Embedding, IntArray, Output
 from tests.fakes import FakeModel, FakeTokens, token_id
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,13 +48,15 @@ class Obedient(FakeModel):
         while not (self._folder / RELEASE).exists():
             time.sleep(0.01)
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[FakeTokens]:
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
+    ) -> list[FakeTokens]:
         for text in texts:
             if "zztokhang" in text:
                 self._hang()
             if "zztokraise" in text:
                 raise RuntimeError(f"SECRET tokenizer detail of {text}")
-        return super().tokenize(texts, max_length)
+        return super().tokenize(texts, max_length, count_terms=count_terms)
 
     def forward(
         self,
