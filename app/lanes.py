@@ -195,6 +195,9 @@ class Lanes:
 
     def done(self, work: Work) -> None:
         """A text is no longer being computed: whoever comes with it now has it computed again."""
+        # It and its requests point at each other: in that cycle their answers would be kept until Python's
+        # collector runs, which counts objects and does not see that each of these holds megabytes.
+        work.waiters = []
         at = work.normalize, work.ids.tobytes()
         if self._running.get(at) is work:
             del self._running[at]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -510,3 +512,24 @@ def test_waits_are_told_of_those_who_leave_and_of_those_who_need_not_wait() -> N
         assert ("interactive", 0.0) in notes.waits
 
     asyncio.run(run())
+
+
+def test_answers_are_not_kept_until_the_collector_runs() -> None:
+    async def run() -> None:
+        async with batching(FakeModel()) as batcher:
+            whole = await batcher.submit([ids(5), ids(6)], DENSE)
+            vectors = [weakref.ref(one.dense) for one in whole.embeddings() if one.dense is not None]
+            del whole
+            # The model thread may still be on its way out of the pass.
+            for _ in range(500):
+                if all(vector() is None for vector in vectors):
+                    break
+                await asyncio.sleep(0.01)
+            assert all(vector() is None for vector in vectors)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
