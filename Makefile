@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup run test test-slow test-peers test-clients clients lint bench bench-encode bench-search docs image peers clean
+.PHONY: help setup run test test-slow test-peers test-clients clients lint bench bench-encode bench-search bench-serve docs image peers clean
 
 help:
 	@echo "make run         set up and start the server on the bundled checkpoint"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
 	@echo "make bench-encode  Trivec beside FlagEmbedding, ONNX Runtime and others on the same texts; memory, starts (an hour)"
 	@echo "make bench-search  Trivec's index beside other indexes, up to a million documents (an hour, 40 GB of disk)"
+	@echo "make bench-serve the server under load over HTTP, beside the library and a FastAPI + FlagEmbedding server (an hour)"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
 
@@ -81,6 +82,11 @@ bench-encode: $(VENV)/.dev peers .venv-onnx/.done
 		--workloads passages --counts 8 --out encode_passages
 	$(BIN)/python -m benchmarks.plot $(addprefix benchmarks/results/,encode.json encode_long.json encode_passages.json encode.svg)
 	$(BIN)/python -m benchmarks.footprint --folder $(BENCH_FOLDER) --out footprint
+
+# The server under load, full-size random weights.
+bench-serve: $(VENV)/.dev peers
+	TRIVEC_PEERS_PYTHON=.venv-peers/bin/python $(BIN)/python -m benchmarks.serve --folder $(BENCH_FOLDER) \
+		--peers flagembedding --out serve
 
 # Trivec's index beside scipy, bm25s, Seismic, FAISS, Qdrant, LanceDB and Milvus Lite on the same synthetic documents.
 SEARCH = TRIVEC_SEARCH_PYTHON=.venv-search/bin/python $(BIN)/python -m benchmarks.search

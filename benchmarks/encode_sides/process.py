@@ -38,13 +38,15 @@ class SideError(RuntimeError):
 class SideProcess:
     """One side's process; a context manager that kills it in the end."""
 
-    def __init__(self, python: Path, module: str, *, spin: bool = False) -> None:
-        """`module` of benchmarks/encode_sides, run by `python -m`; `spin`: may idle OpenMP threads spin?"""
+    def __init__(
+        self, python: Path, module: str, *, spin: bool = False, package: str = "encode_sides"
+    ) -> None:
+        """`module` of a package in benchmarks/, run by `python -m`; `spin`: may idle OpenMP threads spin?"""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._began = time.perf_counter()
         self.name = module
         self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.encode_sides.{module}"],
+            [python, "-m", f"benchmarks.{package}.{module}"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

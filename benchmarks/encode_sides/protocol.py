@@ -53,8 +53,11 @@ class Side(Protocol):
         """The same in the common form; not timed."""
 
 
-def serve(load: Callable[[Path, dict[str, str]], Side]) -> None:
-    """Answer requests until stdin ends."""
+def serve(
+    load: Callable[[Path, dict[str, str]], Side],
+    run: Callable[[Any, Mapping[str, Any]], dict[str, object]] | None = None,
+) -> None:
+    """Answer requests until stdin ends; `run` answers those that are no `load`, else the function below."""
     # A side that is stopped when the benchmark dies would wait for ever.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print where they like: only replies may reach the pipe.
@@ -69,7 +72,7 @@ def serve(load: Callable[[Path, dict[str, str]], Side]) -> None:
                     reply = describe(side)
                 else:
                     assert side is not None, "encode before load"
-                    reply = run(side, request)
+                    reply = (run or encode)(side, request)
             except Exception as error:  # noqa: BLE001 - told to the other half, which stops
                 traceback.print_exc()
                 reply = {"error": f"{type(error).__name__}: {error}"}
@@ -87,7 +90,7 @@ def describe(side: Side) -> dict[str, object]:
     }
 
 
-def run(side: Side, request: Mapping[str, Any]) -> dict[str, object]:
+def encode(side: Side, request: Mapping[str, Any]) -> dict[str, object]:
     """The reply to `encode`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     busy, own = busy_s(), time.process_time()

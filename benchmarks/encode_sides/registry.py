@@ -16,7 +16,7 @@ from typing import Literal
 
 ROOT = Path(__file__).parent.parent.parent
 BATCH_SIZES = (1, 2, 4, 8, 16)
-Interpreter = Literal["own", "peers", "onnx"]
+Interpreter = Literal["own", "peers", "onnx", "infinity"]
 
 FLOAT32, INT8 = 0.9999, 0.97
 """Least cosine of any text's dense vector to the base's float32 vector, before a side is timed at all."""
@@ -36,23 +36,30 @@ class SideSpec:
     @property
     def python(self) -> Path:
         """The interpreter that runs it: this one, or the environments of the other libraries."""
-        if self.interpreter == "own":
-            return Path(sys.executable)
-        variable, default = (
-            f"TRIVEC_{self.interpreter.upper()}_PYTHON",
-            f".venv-{self.interpreter}/bin/python",
-        )
-        return Path(os.environ.get(variable, str(ROOT / default)))
+        return interpreter(self.interpreter)
 
     @property
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
-        if self.python.exists():
-            return None
-        return (
-            f"no interpreter at {self.python}: make a virtual environment from constraints-"
-            f"{self.interpreter}.txt, or set TRIVEC_{self.interpreter.upper()}_PYTHON"
-        )
+        return missing(self.interpreter)
+
+
+def interpreter(name: Interpreter) -> Path:
+    """The Python of an environment."""
+    if name == "own":
+        return Path(sys.executable)
+    return Path(os.environ.get(f"TRIVEC_{name.upper()}_PYTHON", str(ROOT / f".venv-{name}/bin/python")))
+
+
+def missing(name: Interpreter) -> str | None:
+    """Why an environment is not there, or None."""
+    python = interpreter(name)
+    if python.exists():
+        return None
+    return (
+        f"no interpreter at {python}: make a virtual environment from constraints-{name}.txt, "
+        f"or set TRIVEC_{name.upper()}_PYTHON"
+    )
 
 
 _ONNX = (1, 4, 8, 16)
