@@ -23,7 +23,7 @@ from model.config import EncoderConfig
 from model.embedder import Embedder, EncodingOptions
 from model.embedding import Counting, Embedding, FloatArray, IntArray, Output
 from model.engine import Engine, Pooling, Precision
-from model.mapped import release_heap
+from model.heap import release_heap
 from model.tokenizer import TokenizedText, Tokenizer, TokenizerError
 from model.words import STORED_TYPES, WordTable
 from weights.checkpoint import CheckpointError

@@ -30,6 +30,7 @@ from app.scrape import ServiceCollector
 from app.service import Service
 from app.settings import Settings, unknown_variables
 from app.telemetry import Telemetry
+from app.tidying import give_memory_back
 from app.tracing import Tracing, configured_tracing
 
 DESCRIPTION = """BGE-M3 as one retrieval server: dense, lexical and ColBERT vectors from one forward pass,
@@ -118,6 +119,7 @@ def _lifespan(
         metrics.registry.register(watching)
         tracing.open()
         loading: asyncio.Task[None] | None = None
+        tidying = asyncio.create_task(give_memory_back())
         try:
             if model is not None:
                 await service.load(model)
@@ -125,9 +127,10 @@ def _lifespan(
                 loading = asyncio.create_task(_load(service, on_load_failure))
             yield
         finally:
-            if loading is not None:
-                loading.cancel()
-                await asyncio.gather(loading, return_exceptions=True)
+            ending = [tidying] if loading is None else [tidying, loading]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
             await service.close()
             metrics.registry.unregister(watching)
             await anyio.to_thread.run_sync(tracing.close, TRACES_S)

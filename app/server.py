@@ -11,12 +11,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.cores import cores
 from app.index.collection import Database
 from app.main import create_app
 from app.quiet import import_engine
 from app.service import Service
 from app.settings import Settings
 from app.telemetry import configure_logging
+from model.heap import limit_arenas
 
 
 def serve(settings: Settings) -> int:
@@ -24,6 +26,7 @@ def serve(settings: Settings) -> int:
 
     Raises IndexFault where the data folder cannot be used.
     """
+    limit_arenas(cores())
     # uvicorn shuts down in order and then raises the signal again: stopping as told is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures: list[Exception] = []

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from model.config import EncoderConfig
 from model.embedding import OUTPUTS, Embedding, FloatArray, IntArray, Output
 from model.engine import AttentionScores, Pooling, Precision, check_batch, check_outputs
-from model.mapped import release_heap, release_pages
+from model.heap import release_heap
+from model.mapped import release_pages
 from model.outputs import split_embeddings
 from model.packing import positions
 from model.words import WordTable

@@ -1,4 +1,4 @@
-"""Give memory back to the system that libraries hold on to: pages of a mapped file, free heap.
+"""Give memory back to the system that libraries hold on to: pages of a mapped file.
 
 LiteRT packs the weights of a file into memory of its own and then hardly looks at the file again, but
 its pages would go on counting as this process's memory: 0.3 GB for BGE-M3. Linux only; elsewhere
@@ -28,12 +28,3 @@ def release_pages(path: Path) -> None:
         if name == [str(path.resolve())] and "w" not in access:
             start, end = (int(part, 16) for part in span.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
-
-
-def release_heap() -> None:
-    """Give back what malloc keeps for later: tens of megabytes once a tokenizer and weights are loaded.
-
-    glibc only; elsewhere nothing happens.
-    """
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
