@@ -41,6 +41,10 @@ class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "E
         self.retry_after_s = retry_after_s
 
 
+class MalformedHttp(ServiceFault):
+    """The request's head may be read in two ways."""
+
+
 class InvalidRequest(ServiceFault):
     """A field has a value that cannot be served."""
 
@@ -131,6 +135,7 @@ class Row:
 
 
 TABLE: Mapping[type[Exception], Row] = {
+    MalformedHttp: Row(400, "malformed_http"),
     InvalidRequest: Row(422, "invalid_request"),
     EmptyInput: Row(422, "empty_input"),
     TokensInvalid: Row(422, "invalid_tokens"),

@@ -21,6 +21,7 @@ from app.errors import (
     DeadlineExceeded,
     Draining,
     InvalidRequest,
+    MalformedHttp,
     ServiceFault,
     describe,
     error_response,
@@ -213,17 +214,22 @@ class Guard:
         body = Body(receive, headers, self._max_body_bytes)
         scope[_BODY] = body
         started = False
+        two_lengths = "content-length" in headers and "transfer-encoding" in headers
 
         async def noted(message: Message) -> None:
             nonlocal started
             started = True
-            if self._under_way.draining and message["type"] == "http.response.start":
+            if (two_lengths or self._under_way.draining) and message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         async def refuse(error: ServiceFault) -> None:
             await error_response(describe(error), scope)(scope, receive, noted)
 
+        if two_lengths:
+            # A proxy that believes the other one would take what follows for the next request.
+            await refuse(MalformedHttp("either Content-Length or Transfer-Encoding is expected"))
+            return
         try:
             deadline = Deadline(timeout_of(headers, self._timeout_s))
         except InvalidRequest as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,9 +31,13 @@ ANSWERING_S = 2.5
 """Of that, for the last answers to be sent and read."""
 IDLE_S = 0.5
 """For requests that are on their way when the signal comes, on connections that have none."""
+OTHER_FILES = 512
+"""Open files beside connections: databases, segments, the model."""
 _TICK_S = 0.02
 _TURNS = 10
 """Of the event loop, in which connections are taken out of the system's queue and their requests are read."""
+
+_log = logging.getLogger("trivec.server")
 
 
 def serve(settings: Settings) -> int:
@@ -55,15 +62,17 @@ def serve(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http="h11",  # it bounds heads (16 KB)
         ws="none",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         server_header=False,
     )
     configure_logging(settings.log_level)
     watchdog = Watchdog(settings.shutdown_timeout_s + EXTRA_S)
-    server = _AnnouncingServer(config, app, watchdog=watchdog)
+    connections = Connections(_connections_possible(settings.max_connections))
+    server = _AnnouncingServer(config, app, connections, watchdog)
     try:
         server.run()
         status = 1 if failures or not server.started else 0
@@ -77,6 +86,20 @@ def serve(settings: Settings) -> int:
     return status
 
 
+def _connections_possible(wanted: int) -> int:
+    """Raise the limit of open files to what so many connections need; fewer, where the system says no."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    possible = max(1, min(wanted, max(soft - OTHER_FILES, soft // 2)))
+    if possible < wanted:
+        _log.warning("there will be %d connections at most: %d files may be open", possible, soft)
+    return possible
+
+
 class _AnnouncingServer(uvicorn.Server):
     """A server that says where it listens, and answers all that it has taken before it ends."""
 
@@ -84,7 +107,6 @@ class _AnnouncingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         app: FastAPI,
-        *,
         connections: Connections | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
@@ -92,7 +114,7 @@ class _AnnouncingServer(uvicorn.Server):
         self.told: int | None = None
         """The signal that has come."""
         self._app = app
-        self._crowd = connections or Connections()
+        self._crowd = connections or Connections(most=1000)
         self._watchdog = watchdog
         self._welcome: asyncio.Task[None] | None = None
         if not config.loaded:

@@ -56,7 +56,7 @@ class Seen:
 
 
 def _texts(rng: random.Random) -> str:
-    slow = "zzslow " if rng.random() < 0.1 else ""
+    slow = "zzslow " if rng.random() < 0.01 else ""
     return f"{slow}cat number {rng.randrange(10_000)}"
 
 
@@ -77,7 +77,7 @@ def _ask(client: httpx.Client, rng: random.Random, seen: Seen, name: str) -> Non
     if kind in bodies:
         seen.answered(kind, client.post(kind, json=bodies[kind]))
         return
-    sent = {f"{name}-{n}": _texts(rng) for n in range(rng.choice([1, 3, 700]))}
+    sent = {f"{name}-{n}": _texts(rng) for n in range(rng.choice([1, 3, 3, 3, 300]))}
     documents = [{"id": one, "text": text} for one, text in sent.items()]
     if kind == "list":
         answer = client.post(DOCUMENTS, json=documents)
