@@ -25,6 +25,8 @@ REQUEST_ID = "trivec.request_id"
 RECORD = "trivec.record"
 """Where it holds what telemetry records of the request."""
 
+DRAINING_RETRY_S = 5
+"""For another process to take over."""
 _MAX_PARAM_CHARS = 200
 _log = logging.getLogger("trivec.errors")
 
@@ -37,6 +39,10 @@ class ServiceFault(Exception):  # noqa: N818 - the subclasses say what it is, "E
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+class MalformedHttp(ServiceFault):
+    """The request's head may be read in two ways."""
 
 
 class InvalidRequest(ServiceFault):
@@ -129,6 +135,7 @@ class Row:
 
 
 TABLE: Mapping[type[Exception], Row] = {
+    MalformedHttp: Row(400, "malformed_http"),
     InvalidRequest: Row(422, "invalid_request"),
     EmptyInput: Row(422, "empty_input"),
     TokensInvalid: Row(422, "invalid_tokens"),
@@ -184,7 +191,7 @@ def describe(error: Exception) -> Problem:
     row = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
     retry = getattr(error, "retry_after_s", None)
     if row.status == 503 and retry is None:
-        retry = 1
+        retry = DRAINING_RETRY_S if isinstance(error, Draining) else 1
     return Problem(row.status, row.code, row.message or _printable(str(error)), param_of(error), retry)
 
 

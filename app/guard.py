@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
     BodyTooLarge,
     DeadlineExceeded,
+    Draining,
     InvalidRequest,
+    MalformedHttp,
     ServiceFault,
     describe,
     error_response,
@@ -85,7 +88,10 @@ class Deadline:
         self.at = time.monotonic() + seconds
         self.writes = False
         """Whether the request may change something: a refusal must not say then that it did not."""
+        self.cut_short = False
+        """Whether the service's end came before the deadline."""
         self._taken_over = False
+        self._when_cut: list[Callable[[], None]] = []
 
     def take_over(self) -> None:
         """Let the handler keep the deadline: it answers in time by itself, with what was done until then."""
@@ -93,15 +99,64 @@ class Deadline:
 
     def left_s(self) -> float | None:
         """Seconds until the guard steps in; None where it does not."""
-        return None if self._taken_over else max(0.0, self.at - time.monotonic())
+        if self._taken_over:
+            return None
+        return 0.0 if self.cut_short else max(0.0, self.at - time.monotonic())
 
-    def passed(self) -> DeadlineExceeded:
+    def when_cut(self, callback: Callable[[], None]) -> None:
+        """Call back once the service cannot wait for the answer any longer."""
+        if self.cut_short:
+            callback()
+        else:
+            self._when_cut.append(callback)
+
+    def cut(self) -> None:
+        """The service shuts down and has waited long enough; the first call counts."""
+        callbacks, self._when_cut = self._when_cut, []
+        self.cut_short = True
+        for callback in callbacks:
+            callback()
+
+    def passed(self) -> ServiceFault:
         """The refusal, in true words."""
         if self.writes:
             did = "what was written until then stays written, so look before you send it again"
         else:
             did = "the work was dropped"
-        return DeadlineExceeded(f"no answer within {self.seconds:g} seconds; {did}")
+        return self.refusal(f"no answer within {self.seconds:g} seconds; {did}", did)
+
+    def refusal(self, late: str, did: str) -> ServiceFault:
+        """Why there is no more time: `late`, or the end of the service and what became of the work."""
+        if self.cut_short:
+            return Draining(f"the service is shutting down; {did}")
+        return DeadlineExceeded(late)
+
+
+class UnderWay:
+    """The requests at work, for whoever shuts the service down."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Whether connections are closed after their answer; set by a signal's handler, too."""
+        self._deadlines: set[Deadline] = set()
+        self._cut = False
+
+    @contextmanager
+    def entered(self, deadline: Deadline) -> Iterator[None]:
+        """Around the work on a request."""
+        self._deadlines.add(deadline)
+        if self._cut:
+            deadline.cut()
+        try:
+            yield
+        finally:
+            self._deadlines.discard(deadline)
+
+    def cut(self) -> None:
+        """Have every request answered now, and those that still come."""
+        self._cut = True
+        for deadline in list(self._deadlines):
+            deadline.cut()
 
 
 def deadline_of(request: Request) -> Deadline:
@@ -142,8 +197,11 @@ def _announced(headers: Headers) -> int:
 class Guard:
     """Runs the application as a task of its own, so that a deadline or a lost client can end it."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, timeout_s: float, under_way: UnderWay | None = None
+    ) -> None:
         self._app = app
+        self._under_way = under_way or UnderWay()
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
 
@@ -156,24 +214,32 @@ class Guard:
         body = Body(receive, headers, self._max_body_bytes)
         scope[_BODY] = body
         started = False
+        two_lengths = "content-length" in headers and "transfer-encoding" in headers
 
         async def noted(message: Message) -> None:
             nonlocal started
             started = True
+            if (two_lengths or self._under_way.draining) and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         async def refuse(error: ServiceFault) -> None:
-            await error_response(describe(error), scope)(scope, receive, send)
+            await error_response(describe(error), scope)(scope, receive, noted)
 
+        if two_lengths:
+            # A proxy that believes the other one would take what follows for the next request.
+            await refuse(MalformedHttp("either Content-Length or Transfer-Encoding is expected"))
+            return
         try:
             deadline = Deadline(timeout_of(headers, self._timeout_s))
         except InvalidRequest as error:
             await refuse(error)
             return
         scope[_DEADLINE] = deadline
-        outcome = await _race(
-            self._app(scope, body.receive, noted), body.client_gone(), deadline, lambda: started
-        )
+        with self._under_way.entered(deadline):
+            outcome = await _race(
+                self._app(scope, body.receive, noted), body.client_gone(), deadline, lambda: started
+            )
         if outcome == "late" and not started:
             await refuse(deadline.passed())
 
@@ -184,10 +250,13 @@ async def _race(
     """Await the application until it ends ("done"), the client leaves ("gone") or time is up ("late")."""
     work = asyncio.ensure_future(app)
     gone = asyncio.ensure_future(client_gone)
+    cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    deadline.when_cut(lambda: cut.set_result(None))
     try:
         # A handler may take the deadline over while it is awaited here, so it is asked again when it passes.
         while not work.done() and not gone.done() and (left_s := deadline.left_s()) != 0:
-            await asyncio.wait({work, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            awaited = {work, gone} if cut.done() else {work, gone, cut}
+            await asyncio.wait(awaited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         if not work.done() and started():
             await asyncio.wait({work})
         if work.done():

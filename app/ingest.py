@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from app.error_formats import Problem
-from app.errors import DeadlineExceeded, ServiceFault, describe, log_hidden, validation_problem
+from app.errors import ServiceFault, describe, log_hidden, validation_problem
 from app.guard import Deadline
 from app.index.bm25 import no_terms
 from app.index.collection import Collection, Document
@@ -122,16 +123,25 @@ async def ingest(
     together, and are not kept; what the deadline has kept from being stored is left to the report.
 
     Of a streamed body the deadline is renewed with all that is stored, however long it takes in the end.
-    Where it passes, the documents that were not stored have the error `deadline_exceeded`; of a stream, its
-    first line that was not read stands for all those after it.
+    Where it passes, the documents that were not stored have the error `deadline_exceeded` (`draining` where
+    the service ends); of a stream, its first line that was not read stands for all those after it.
     """
     deadline.take_over()
     run = _Run(service, record, collection, hand_on)
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(max(0.0, deadline.at - time.monotonic())) as clock:
-            if upload.streamed:
-                loop = asyncio.get_running_loop()
-                run.progress = lambda: clock.reschedule(loop.time() + deadline.seconds)
+
+            def renew() -> None:
+                if upload.streamed and not deadline.cut_short:
+                    clock.reschedule(loop.time() + deadline.seconds)
+
+            def stop() -> None:
+                with suppress(RuntimeError):  # it has just ended by itself
+                    clock.reschedule(loop.time())
+
+            run.progress = renew
+            deadline.when_cut(stop)
             await run.take(upload, patience_s=deadline.seconds / 2)
     except TimeoutError:
         if not clock.expired():
@@ -179,7 +189,8 @@ class _Run:
 
     async def give_up(self, upload: Upload, deadline: Deadline) -> None:
         """Report what was not stored in time."""
-        late = describe(DeadlineExceeded(f"not stored within {deadline.seconds:g} seconds"))
+        not_stored = f"not stored within {deadline.seconds:g} seconds"
+        late = describe(deadline.refusal(not_stored, "it was not stored"))
         for place, _ in self._slice:
             if place not in self.report.settled:
                 self.report.failed(place, self._ids.get(place), late)
@@ -188,10 +199,9 @@ class _Run:
                 self.report.failed(self._count, None, late)
                 self._count += 1
         elif not self._all_read:
-            unread = (
-                f"nothing was stored for {deadline.seconds:g} seconds; the lines from here on were not read"
-            )
-            self.report.failed(self._count, None, describe(DeadlineExceeded(unread)))
+            unread = "the lines from here on were not read"
+            stood_still = f"nothing was stored for {deadline.seconds:g} seconds; {unread}"
+            self.report.failed(self._count, None, describe(deadline.refusal(stood_still, unread)))
 
     async def _store_slice(self) -> None:
         service, card = self._service, self._service.model.card

@@ -20,7 +20,7 @@ from pydantic.json_schema import models_json_schema
 
 from app import errors
 from app.deflate import Deflated
-from app.guard import Guard, Heads
+from app.guard import Guard, Heads, UnderWay
 from app.index.collection import Database
 from app.metrics import Metrics
 from app.ports import TextModel
@@ -81,7 +81,13 @@ def create_app(
     for router in (*own, openai.router, rerankers.router, cohere.router, tei.router, tei_ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.state.under_way = UnderWay()
+    app.add_middleware(
+        Guard,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.request_timeout_s,
+        under_way=app.state.under_way,
+    )
     app.add_middleware(Deflated, max_bytes=settings.gzip_max_bytes)
     app.add_middleware(Heads)
     # The last one added is the outermost.

@@ -98,6 +98,7 @@ class Service:
         self._batcher: Batcher | None = None
         self._proven = False
         self._draining = False
+        self._drain_until: float | None = None
         self._load_failed = False
         self._warmer = Warmer(settings.data_dir)
         self._tokenizing = TokenizerThreads(settings.tokenizer_threads)
@@ -150,7 +151,7 @@ class Service:
     def require_ready(self) -> None:
         """Raise Draining or NotReady unless a real forward pass has worked."""
         if self._draining:
-            raise Draining("the service is shutting down", retry_after_s=5)
+            raise Draining("the service is shutting down")
         if self._load_failed:
             raise LoadFailed("the model could not be loaded; the service's log says why")
         if not self._proven:
@@ -351,14 +352,23 @@ class Service:
         return collection
 
     def begin_drain(self) -> None:
-        """Refuse new requests from now on; those under way go on."""
+        """Refuse new requests from now on; those under way go on. May be called by a signal's handler."""
         self._draining = True
+        if self._drain_until is None:
+            self._drain_until = time.monotonic() + self.settings.shutdown_timeout_s
+
+    @property
+    def drain_left_s(self) -> float:
+        """Seconds that what is under way still has; all that are allowed, where draining has not begun."""
+        if self._drain_until is None:
+            return self.settings.shutdown_timeout_s
+        return max(0.0, self._drain_until - time.monotonic())
 
     async def close(self) -> None:
         """Finish queued work within the time allowed, then release model and index."""
         self.begin_drain()
         if self._batcher is not None:
-            await self._batcher.close(self.settings.shutdown_timeout_s)
+            await self._batcher.close(self.drain_left_s)
         await anyio.to_thread.run_sync(self._warmer.close)
         await anyio.to_thread.run_sync(self.database.close)
 

@@ -152,6 +152,19 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds that requests under way get to finish after SIGTERM.",
     )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="Open connections; for one more the longest idle one is closed, or it is answered 503.",
+    )
+    keep_alive_s: float = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that a connection may rest between requests; more than the proxy in front has.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -103,8 +104,9 @@ class Upkeep:
             self._stop = True
         for event in self._wake.values():
             event.set()
+        until = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _seal(self) -> None:
         while not self._stop:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -148,8 +149,9 @@ class Warmer:
         """Begin nothing more, and wait a while for what runs; the other process ends by itself."""
         with self._lock:
             self._closing.set()
+        until = time.monotonic() + CLOSING_S
         for thread in self._threads:
-            thread.join(CLOSING_S)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self, work: Callable[[set[ColbertKind]], None], kinds: set[ColbertKind]) -> None:
         if not self._closing.is_set():
