@@ -149,16 +149,14 @@ def _config(seed: int, examples: int, key: str | None, stateful: bool) -> Schema
 
 
 def _known(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Half of the requests ask for what is there: of names that are made up, none ever is."""
-    del context
-    if path_parameters is None:
-        return None
-    mixed = dict(path_parameters)
-    for name, known in (("name", COLLECTIONS), ("id", IDS), ("model", ("fake",))):
-        value = mixed.get(name)
-        if isinstance(value, str) and (size := sum(map(ord, value))) % 2:
-            mixed[name] = known[size // 2 % len(known)]
-    return mixed
+    """Most requests ask for what is there: of names that are made up, none ever is."""
+    if path_parameters is None or context.operation.label == "DELETE /collections/{name}":
+        return path_parameters
+    number = sum(ord(letter) for value in path_parameters.values() for letter in str(value))
+    if number % 4 == 0:
+        return path_parameters
+    chosen = {"name": COLLECTIONS[number % len(COLLECTIONS)], "id": IDS[number % len(IDS)], "model": "fake"}
+    return {name: chosen.get(name, value) for name, value in path_parameters.items()}
 
 
 def fill(server: Running, key: str | None) -> None:
