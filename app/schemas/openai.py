@@ -25,7 +25,7 @@ def _input_branch(value: Any) -> str | None:
     """By the JSON type, of a list by that of its first item: thousands of ids are not asked one by one."""
     if isinstance(value, list):
         first = value[0] if value else None
-        if isinstance(first, int):
+        if isinstance(first, int | float):
             return "<ids>"
         return "<id lists>" if isinstance(first, list) else "<texts>"
     if isinstance(value, str):

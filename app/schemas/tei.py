@@ -24,7 +24,7 @@ def _kind_of_inputs(value: Any) -> str | None:
     if isinstance(value, str):
         return "<text>"
     if isinstance(value, list):
-        return "<ids>" if value and isinstance(value[0], int) else "<list>"
+        return "<ids>" if value and isinstance(value[0], int | float) else "<list>"
     return None
 
 

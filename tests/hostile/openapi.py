@@ -71,6 +71,7 @@ UNSAID: Mapping[str, tuple[str, ...]] = {
 IDS = ("0", "1", "2", "a/b", "naïve id")
 """Of the documents that each collection begins with."""
 COLLECTIONS = ("default", "words")
+DOOMED = "doomed"
 
 
 @dataclass
@@ -150,12 +151,14 @@ def _config(seed: int, examples: int, key: str | None, stateful: bool) -> Schema
 
 def _known(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     """Most requests ask for what is there: of names that are made up, none ever is."""
-    if path_parameters is None or context.operation.label == "DELETE /collections/{name}":
-        return path_parameters
+    if path_parameters is None:
+        return None
     number = sum(ord(letter) for value in path_parameters.values() for letter in str(value))
     if number % 4 == 0:
         return path_parameters
     chosen = {"name": COLLECTIONS[number % len(COLLECTIONS)], "id": IDS[number % len(IDS)], "model": "fake"}
+    if context.operation.label == "DELETE /collections/{name}":
+        chosen["name"] = DOOMED
     return {name: chosen.get(name, value) for name, value in path_parameters.items()}
 
 
@@ -164,6 +167,7 @@ def fill(server: Running, key: str | None) -> None:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     documents = [{"id": one, "text": f"the cat {one}", "metadata": {"n": one}} for one in IDS]
     with server.client() as client:
+        client.put(f"/collections/{DOOMED}", headers=headers)
         for name in COLLECTIONS:
             client.put(f"/collections/{name}", json={"bm25": name == "words"}, headers=headers)
             # 404: schemathesis, which goes on meanwhile, has just deleted it again.

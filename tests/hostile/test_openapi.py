@@ -173,6 +173,18 @@ def test_what_a_handler_refuses_is_in_the_document(
         assert {fault.absolute_path[0] for fault in faults if fault.absolute_path} == {field}
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/tei/embed", "inputs"), ("/v1/embeddings", "input"), ("/tei/v1/embeddings", "input")],
+)
+def test_a_fraction_among_token_ids_is_named(tmp_path: Path, path: str, field: str) -> None:
+    """Also the first of them: it decides what the list is taken for."""
+    with serving(tmp_path) as client:
+        for ids, place in (([7.0, 8], 0), ([7, 8.5], 1)):
+            said = json.dumps(client.post(path, json={field: ids}).json())
+            assert f"{field}.{place}: Input should be a valid integer" in said
+
+
 def test_excuses_are_told_from_faults() -> None:
     """An excuse that fits everything would hide what schemathesis finds."""
     label = "POST /search"
