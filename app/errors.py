@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app.error_formats import Problem, error_format
@@ -28,6 +29,7 @@ RECORD = "trivec.record"
 DRAINING_RETRY_S = 5
 """For another process to take over."""
 _MAX_PARAM_CHARS = 200
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _log = logging.getLogger("trivec.errors")
 
 
@@ -264,8 +266,22 @@ def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every class of the table."""
     headers = error.headers if isinstance(error, HTTPException) else None
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        headers = {**(headers or {}), "Allow": ", ".join(_methods_of(request))}
     log_hidden(error, str(request.scope.get(REQUEST_ID, "")))
     return error_response(describe(error), request.scope, headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that the request's path answers: Starlette itself names those of one route of several."""
+    routes, scope = request.app.router.routes, {**request.scope}
+    scope.pop("fastapi", None)  # what FastAPI has noted of the route that did not fit
+    found = [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return [*found, "HEAD"] if "GET" in found else found  # see app.guard.Heads
 
 
 def log_hidden(error: Exception, request_id: str) -> None:

@@ -28,7 +28,7 @@ from app.routes import cohere, collections, docs, native, openai, ops, rerankers
 from app.schemas.documents import UpsertObject
 from app.scrape import ServiceCollector
 from app.service import Service
-from app.settings import Settings, unknown_variables
+from app.settings import ApiKey, Settings, unknown_variables
 from app.telemetry import Telemetry
 from app.tidying import give_memory_back
 from app.tracing import Tracing, configured_tracing
@@ -61,13 +61,13 @@ def create_app(
     variables want.
     Raises ValueError where the settings' key file cannot be used; DataFolderInUse comes out of the lifespan.
     """
-    version, metrics = ops.installed("trivec"), Metrics()
+    version, metrics, keys = ops.installed("trivec"), Metrics(), settings.keys()
     tracing = tracing or configured_tracing(version)
     app = FastAPI(
         title="Trivec",
         version=version,
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, model, database, on_load_failure, metrics, tracing),
+        lifespan=_lifespan(settings, keys, model, database, on_load_failure, metrics, tracing),
         telemetry=OFF,
         docs_url=None,
         redoc_url=None,
@@ -92,7 +92,7 @@ def create_app(
     app.add_middleware(Heads)
     # The last one added is the outermost.
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
-    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(_openapi, app.openapi, open_to_all=not keys)  # type: ignore[method-assign]
     return app
 
 
@@ -105,14 +105,13 @@ def load_model(settings: Settings) -> TextModel:
 
 def _lifespan(
     settings: Settings,
+    keys: tuple[ApiKey, ...],
     model: TextModel | None,
     given: Database | None,
     on_load_failure: Callable[[Exception], None] | None,
     metrics: Metrics,
     tracing: Tracing,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    keys = settings.keys()
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for name in unknown_variables():
@@ -160,12 +159,24 @@ async def _load(service: Service, on_failure: Callable[[Exception], None] | None
         service.warm_up()
 
 
-def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's document plus the bodies that a handler reads by itself, as a stream."""
+def _openapi(generate: Callable[[], dict[str, Any]], *, open_to_all: bool) -> dict[str, Any]:
+    """FastAPI's document, made true: with bodies that a handler reads by itself, without what never comes.
+
+    FastAPI adds a 422 in a form of its own wherever none is declared, which is where other APIs answer 400.
+    A server without keys asks for none.
+    """
     document = generate()
+    schemas = document["components"]["schemas"]
     _, definitions = models_json_schema(
         [(UpsertObject, "validation")], ref_template="#/components/schemas/{model}"
     )
     for name, schema in definitions["$defs"].items():
-        document["components"]["schemas"].setdefault(name, schema)
+        schemas.setdefault(name, schema)
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        if "HTTPValidationError" in str(operation["responses"].get("422")):
+            del operation["responses"]["422"]
+        if open_to_all:
+            operation.pop("security", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
     return document

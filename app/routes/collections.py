@@ -17,8 +17,16 @@ from app.index.errors import CollectionNotFound
 from app.index.filters import parse
 from app.ingest import HandOn, Report, Results, ingest
 from app.result_lines import LINES, ResultLines, wants_lines
-from app.routes.common import CHARACTERS_A_VALUE, check_count, fusion_weights, json_answer, usage
-from app.schemas.base import COMMON_ERRORS, errors
+from app.routes.common import (
+    CHARACTERS_A_VALUE,
+    CollectionName,
+    DocumentName,
+    check_count,
+    fusion_weights,
+    json_answer,
+    usage,
+)
+from app.schemas.base import COMMON_ERRORS, described, errors
 from app.schemas.documents import (
     CollectionBody,
     CollectionDescription,
@@ -26,6 +34,7 @@ from app.schemas.documents import (
     Deleted,
     DeleteRequest,
     DocumentResponse,
+    UpsertRefusal,
     UpsertResponse,
 )
 from app.service import DEFAULT_COLLECTION, Service, service_of
@@ -37,8 +46,8 @@ reading = APIRouter(prefix="/collections", route_class=ReadRoute, tags=["collect
 writing = APIRouter(prefix="/collections", route_class=WriteRoute, tags=["collections"])
 
 DOCUMENT_PATH = f"/{{name}}/documents/{{id:{REST_OF_PATH}}}"
-READING = errors(*COMMON_ERRORS, 404)
-WRITING = errors(*COMMON_ERRORS, 403, 404, 507)
+READING = (*COMMON_ERRORS, 404)
+WRITING = (*COMMON_ERRORS, 403, 404, 507)
 UPSERT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -46,7 +55,11 @@ UPSERT_BODY: dict[str, Any] = {
             "application/json": {
                 "schema": {
                     "anyOf": [
-                        {"type": "array", "items": {"$ref": "#/components/schemas/DocumentBody"}},
+                        {
+                            "type": "array",
+                            "items": {"$ref": "#/components/schemas/DocumentBody"},
+                            "minItems": 1,
+                        },
                         {"$ref": "#/components/schemas/UpsertObject"},
                     ]
                 }
@@ -60,7 +73,7 @@ UPSERT_BODY: dict[str, Any] = {
 }
 
 
-@reading.get("", response_model=CollectionList, summary="List collections", responses=READING)
+@reading.get("", response_model=CollectionList, summary="List collections", responses=errors(*COMMON_ERRORS))
 async def list_collections(request: Request) -> Response:
     """All collections, by name."""
     service = service_of(request)
@@ -75,11 +88,12 @@ async def list_collections(request: Request) -> Response:
     responses={
         201: {"model": CollectionDescription, "description": "Created"},
         200: {"description": "It was there with the same settings"},
-        **WRITING,
-        **errors(409),
+        **errors(*WRITING, 409),
     },
 )
-async def create_collection(name: str, request: Request, body: CollectionBody | None = None) -> Response:
+async def create_collection(
+    name: CollectionName, request: Request, body: CollectionBody | None = None
+) -> Response:
     """Create a collection for the vectors of the model in use; 409 where one has other settings."""
     service = service_of(request)
     body = body or CollectionBody()
@@ -104,16 +118,19 @@ async def create_collection(name: str, request: Request, body: CollectionBody | 
 
 
 @reading.get(
-    "/{name}", response_model=CollectionDescription, summary="Describe a collection", responses=READING
+    "/{name}",
+    response_model=CollectionDescription,
+    summary="Describe a collection",
+    responses=errors(*READING),
 )
-async def describe_collection(name: str, request: Request) -> Response:
+async def describe_collection(name: CollectionName, request: Request) -> Response:
     """Settings, count and bytes of each part."""
     service = service_of(request)
     return JSONResponse(await service.in_index(lambda: _described(service.database.get(name))))
 
 
-@writing.delete("/{name}", response_model=Deleted, summary="Drop a collection", responses=WRITING)
-async def drop_collection(name: str, request: Request) -> Response:
+@writing.delete("/{name}", response_model=Deleted, summary="Drop a collection", responses=errors(*WRITING))
+async def drop_collection(name: CollectionName, request: Request) -> Response:
     """Delete a collection and all its documents."""
     service = service_of(request)
 
@@ -165,12 +182,11 @@ def _settings(settings: CollectionSettings) -> dict[str, Any]:
             },
             "description": "What became of each document, as JSON, or as lines where `Accept` asks for them",
         },
-        **WRITING,
-        **errors(409, 429),
+        **described(UpsertRefusal, *WRITING, 409, 429),
     },
     openapi_extra=UPSERT_BODY,
 )
-async def upsert_documents(name: str, request: Request) -> Response:
+async def upsert_documents(name: CollectionName, request: Request) -> Response:
     """Store documents, each wholly replacing the one of its id; durable and searchable on 200.
 
     A document that cannot be stored has an `error` in `results` and the others are stored. Where none
@@ -229,9 +245,9 @@ def _for_writing(service: Service, name: str) -> Collection:
     DOCUMENT_PATH,
     response_model=DocumentResponse,
     summary="Read a document",
-    responses=READING,
+    responses=errors(*READING),
 )
-async def read_document(name: str, id: str, request: Request) -> Response:
+async def read_document(name: CollectionName, id: DocumentName, request: Request) -> Response:
     """A stored document without its vectors."""
     service = service_of(request)
     found = await service.in_index(lambda: service.database.get(name).get(id))
@@ -248,8 +264,10 @@ async def read_document(name: str, id: str, request: Request) -> Response:
     return await json_answer(service, lambda: document, len(found.text) // CHARACTERS_A_VALUE)
 
 
-@writing.delete(DOCUMENT_PATH, response_model=Deleted, summary="Delete a document", responses=WRITING)
-async def delete_document(name: str, id: str, request: Request) -> Response:
+@writing.delete(
+    DOCUMENT_PATH, response_model=Deleted, summary="Delete a document", responses=errors(*WRITING)
+)
+async def delete_document(name: CollectionName, id: DocumentName, request: Request) -> Response:
     """Delete one document; 404 where there is none of that id."""
     service = service_of(request)
     deleted = await service.write(lambda: service.database.get(name).delete([id]))
@@ -259,9 +277,9 @@ async def delete_document(name: str, id: str, request: Request) -> Response:
 
 
 @writing.post(
-    "/{name}/documents/delete", response_model=Deleted, summary="Delete documents", responses=WRITING
+    "/{name}/documents/delete", response_model=Deleted, summary="Delete documents", responses=errors(*WRITING)
 )
-async def delete_documents(name: str, body: DeleteRequest, request: Request) -> Response:
+async def delete_documents(name: CollectionName, body: DeleteRequest, request: Request) -> Response:
     """Delete by ids or by filter; ids that are not there are passed over."""
     service = service_of(request)
     if (body.ids is None) == (body.filter is None):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from fastapi import Path
 from numpy.typing import NDArray
 
 from app.answers import PiecesResponse, gathered, json_pieces
 from app.errors import InvalidRequest, LimitExceeded
+from app.index.catalogue import NAME
 from app.ports import ModelCard, Tokenized
 from app.schemas.base import Cut, EmbeddingBody, SearchMode, SparseWeights, WeightsBody
 from app.service import Kind, Service, refuse_long
@@ -17,6 +19,12 @@ from app.telemetry import Record
 from app.wire import rows_of_base64
 from model.embedding import Embedding, LexicalWeights, Output
 from model.scoring import FusionWeights
+
+CollectionName = Annotated[
+    str, Path(description="The collection.", json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+]
+"""Checked by the index: what is no name is 422 where one is made, and 404 where one is looked for."""
+DocumentName = Annotated[str, Path(description="The document's id, percent-encoded; it may hold slashes.")]
 
 OUTPUTS_OF_MODE: Mapping[SearchMode, tuple[Output, ...]] = {
     "hybrid": (),  # whatever the model has: a leg without vectors has no weight

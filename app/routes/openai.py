@@ -166,7 +166,7 @@ async def models(request: Request) -> Response:
     f"/models/{{model:{REST_OF_PATH}}}",
     response_model=ModelObject,
     summary="The model that serves",
-    responses=errors_like(OpenAIErrorBody),
+    responses=errors_like(OpenAIErrorBody, 404),
 )
 async def model(model: str, request: Request) -> Response:
     """The model of that name; 404 for every other, though /v1/embeddings accepts any name."""

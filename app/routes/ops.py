@@ -21,13 +21,15 @@ router = APIRouter(route_class=ReadRoute, tags=["operations"])
 PACKAGES = ("fastapi", "faiss-cpu", "numpy", "tensorflow", "tokenizers")
 
 
-@health.get("/live", response_model=Health, summary="Is the process alive")
+@health.get("/live", response_model=Health, summary="Is the process alive", responses=errors(422, 504))
 async def live() -> Response:
     """200 as soon as the process answers, whatever the model does; needs no key."""
     return JSONResponse({"status": "ok"})
 
 
-@health.get("/ready", response_model=Health, summary="Can requests be served", responses=errors(500, 503))
+@health.get(
+    "/ready", response_model=Health, summary="Can requests be served", responses=errors(422, 500, 503, 504)
+)
 async def ready(request: Request) -> Response:
     """200 while forward passes work. After one failed, a fresh one decides; needs no key."""
     await service_of(request).check_health()

@@ -20,6 +20,7 @@ from app.index.search import check_bm25
 from app.routes.common import (
     CHARACTERS_A_VALUE,
     OUTPUTS_OF_MODE,
+    CollectionName,
     check_count,
     check_number,
     fusion_weights,
@@ -61,7 +62,7 @@ async def search(body: DefaultSearchBody, request: Request) -> Response:
 
 
 @router.post("/collections/{name}/search", summary="Search a collection", responses=ANSWERS)
-async def search_collection(name: str, body: SearchBody, request: Request) -> Response:
+async def search_collection(name: CollectionName, body: SearchBody, request: Request) -> Response:
     """Search a collection; see /search."""
     return await _search(service_of(request), record_of(request), name, body)
 

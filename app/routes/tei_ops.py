@@ -14,6 +14,14 @@ from app.service import service_of
 
 router = APIRouter(prefix="/tei", route_class=ReadRoute, tags=["text-embeddings-inference"])
 health = APIRouter(prefix="/tei", tags=["text-embeddings-inference"])
+HEALTH: dict[str, Any] = {
+    "summary": "Can requests be served",
+    "response_class": Response,
+    "responses": {
+        200: {"description": "Yes; there is no body"},
+        **{status: ERRORS[status] for status in (422, 500, 503, 504)},
+    },
+}
 
 
 @router.get("/info", response_model=TeiInfo, summary="Model and limits", responses=ERRORS)
@@ -52,10 +60,10 @@ def _info(request: Request, model_type: dict[str, Any]) -> Response:
     )
 
 
-@health.get("/health", summary="Can requests be served", responses={503: ERRORS[503]})
+@health.get("/health", **HEALTH)
 @health.get("/reranker/health", include_in_schema=False)
 @health.get("/ping", include_in_schema=False)
-@health.get("", include_in_schema=False)
+@health.get("", **HEALTH)
 @health.get("/", include_in_schema=False)
 async def check_health(request: Request) -> Response:
     """200 without a body while forward passes work; needs no key."""

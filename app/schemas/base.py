@@ -13,6 +13,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     StringConstraints,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -103,6 +104,12 @@ Texts = Annotated[
     branch({str: "<text>", list: "<list>"}, "a string or a list of strings"),
 ]
 """One text or several; whitespace alone is a text (`<s></s>`), the empty string is not."""
+
+
+Refused = WithJsonSchema({"type": "null"})
+"""Marks a field that other APIs know and that is refused where it is given; the handler says why."""
+RefusedIfTrue = WithJsonSchema({"anyOf": [{"type": "boolean", "const": False}, {"type": "null"}]})
+RefusedIfFilled = WithJsonSchema({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]})
 
 
 def listed(texts: str | list[str]) -> list[str]:
@@ -228,6 +235,7 @@ class ErrorBody(ResponseBody):
 
 
 _MEANINGS = {
+    400: "A field is not valid, or a text has too many tokens",
     401: "No API key, or an unknown one",
     403: "A read-only key on a route that writes",
     404: "No such collection or document",
@@ -245,19 +253,21 @@ _MEANINGS = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors that a route may answer with."""
-    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+    return described(ErrorBody, *statuses)
+
+
+def described(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for error bodies of another model."""
+    return {status: {"model": model, "description": _MEANINGS[status]} for status in statuses}
 
 
 COMMON_ERRORS = (401, 413, 415, 422, 500, 503, 504)
 """Every gated route may answer so."""
 
 
-def errors_like(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for errors in the form of an API that is imitated (`app.error_formats`)."""
-    return {
-        "4XX": {
-            "model": model,
-            "description": "Refused; 400 where a field is not valid, 429 where the queue is full",
-        },
-        "5XX": {"model": model, "description": "Not ready, shutting down, too late, or failed"},
-    }
+def errors_like(model: type[BaseModel], *more: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for errors in the form of an API that is imitated (`app.error_formats`).
+
+    `more` are statuses beside those that every such route may answer with.
+    """
+    return described(model, 400, 401, 413, 415, 429, 500, 503, 504, *more)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.schemas.base import Cut, ForeignBody, ResponseBody, Text, VectorKind
+from app.schemas.base import Cut, ForeignBody, RefusedIfFilled, ResponseBody, Text, VectorKind
 from app.schemas.rerankers import Meta
 
 
@@ -32,7 +32,9 @@ class CohereEmbedRequest(ForeignBody):
 
     texts: Texts | None = Field(default=None, description="The texts.")
     inputs: Inputs | None = Field(default=None, description="The texts as lists of parts.")
-    images: list[Any] | None = Field(default=None, description="Refused: the model reads texts.")
+    images: Annotated[list[Any] | None, RefusedIfFilled] = Field(
+        default=None, description="Refused: the model reads texts."
+    )
     model: str | None = Field(default=None, description="Any name is accepted.")
     input_type: str | None = Field(
         default=None, description="`search_query` chooses the length limit of queries, nothing else."

@@ -8,7 +8,15 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.index.collection import ColbertKind, DenseKind
-from app.schemas.base import EmbeddingBody, ErrorDetail, RequestBody, ResponseBody, SearchWeights, Usage
+from app.schemas.base import (
+    EmbeddingBody,
+    ErrorBody,
+    ErrorDetail,
+    RequestBody,
+    ResponseBody,
+    SearchWeights,
+    Usage,
+)
 
 MAX_ID_BYTES = 512
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES)]
@@ -107,7 +115,9 @@ class DocumentBody(RequestBody):
 class UpsertObject(RequestBody):
     """The body of an upsert, written as an object; a bare list of documents does as well."""
 
-    documents: list[DocumentBody] = Field(description="At least one, at most `max_texts` of /info.")
+    documents: list[DocumentBody] = Field(
+        min_length=1, description="At least one, at most `max_texts` of /info."
+    )
 
 
 class DocumentResult(ResponseBody):
@@ -130,6 +140,14 @@ class UpsertResponse(ResponseBody):
     results: list[DocumentResult] = Field(description="In the order of the request.")
     usage: Usage = Field(description="What it cost.")
     model: str = Field(description="The model that embedded them.")
+
+
+class UpsertRefusal(ErrorBody):
+    """The answer where no document could be stored."""
+
+    results: list[DocumentResult] | None = Field(
+        default=None, description="One for each document, where they were looked at."
+    )
 
 
 class DocumentResponse(ResponseBody):

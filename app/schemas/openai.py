@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.schemas.base import Cut, ForeignBody, ResponseBody, Text, TextItem, TextObject, VectorKind, branch
+from app.schemas.base import (
+    Cut,
+    ForeignBody,
+    RefusedIfTrue,
+    ResponseBody,
+    Text,
+    TextItem,
+    TextObject,
+    VectorKind,
+    branch,
+)
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -15,7 +25,7 @@ def _input_branch(value: Any) -> str | None:
     """By the JSON type, of a list by that of its first item: thousands of ids are not asked one by one."""
     if isinstance(value, list):
         first = value[0] if value else None
-        if isinstance(first, int):
+        if isinstance(first, int | float):
             return "<ids>"
         return "<id lists>" if isinstance(first, list) else "<texts>"
     if isinstance(value, str):
@@ -28,7 +38,7 @@ Input = Annotated[
     | Annotated[TextObject, Tag("<object>")]
     | Annotated[Annotated[list[TextItem], Field(min_length=1)], Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[TokenIds], Tag("<id lists>")],
+    | Annotated[Annotated[list[TokenIds], Field(min_length=1)], Tag("<id lists>")],
     Discriminator(
         _input_branch,
         custom_error_type="wrong_type",
@@ -75,8 +85,10 @@ class EmbeddingsRequest(ForeignBody):
     max_length: int | None = Field(
         default=None, ge=2, le=8192, description="Trivec's own: tokens kept of each text."
     )
-    late_chunking: bool | None = Field(default=None, description="Jina's; true is refused.")
-    return_multivector: bool | None = Field(
+    late_chunking: Annotated[bool | None, RefusedIfTrue] = Field(
+        default=None, description="Jina's; true is refused."
+    )
+    return_multivector: Annotated[bool | None, RefusedIfTrue] = Field(
         default=None, description="Jina's; true is refused, /embed has them."
     )
 

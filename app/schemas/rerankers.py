@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, WithJsonSchema
 
 from app.schemas.base import ForeignBody, ResponseBody, TextItem
+
+ByTextAlone = WithJsonSchema(
+    {"anyOf": [{"type": "array", "items": {"const": "text"}, "maxItems": 1}, {"type": "null"}]}
+)
+"""The handler refuses other fields and says so."""
 
 
 class ForeignRerankRequest(ForeignBody):
@@ -22,7 +29,7 @@ class ForeignRerankRequest(ForeignBody):
         ge=2,
         description="Tokens kept of each document, `<s>` and `</s>` included; capped at the model's limit.",
     )
-    rank_fields: list[str] | None = Field(
+    rank_fields: Annotated[list[str] | None, ByTextAlone] = Field(
         default=None, description="Cohere v1: only `text` can be ranked by."
     )
 

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from app.schemas.base import ForeignBody, ResponseBody, branch
+from app.schemas.base import ForeignBody, Refused, ResponseBody, branch
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
+Filled = Annotated[str, Field(json_schema_extra={"minLength": 1})]
+"""A text that the handlers refuse where it is empty."""
+AtLeastOne = Field(json_schema_extra={"minItems": 1})
+"""The same of a list."""
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AtLeastOne]
 
 
 def _kind_of_inputs(value: Any) -> str | None:
@@ -20,18 +24,18 @@ def _kind_of_inputs(value: Any) -> str | None:
     if isinstance(value, str):
         return "<text>"
     if isinstance(value, list):
-        return "<ids>" if value and isinstance(value[0], int) else "<list>"
+        return "<ids>" if value and isinstance(value[0], int | float) else "<list>"
     return None
 
 
 OneInput = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[TokenIds, Tag("<ids>")],
+    Annotated[Filled, Tag("<text>")] | Annotated[TokenIds, Tag("<ids>")],
     branch({str: "<text>", list: "<ids>"}, "a string or a list of token ids"),
 ]
 Inputs = Annotated[
-    Annotated[str, Tag("<text>")]
+    Annotated[Filled, Tag("<text>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[OneInput], Tag("<list>")],
+    | Annotated[list[OneInput], AtLeastOne, Tag("<list>")],
     Discriminator(
         _kind_of_inputs,
         custom_error_type="wrong_type",
@@ -41,7 +45,7 @@ Inputs = Annotated[
 """One text or several; a text may be given as the ids of its tokens."""
 
 Strings = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+    Annotated[Filled, Tag("<text>")] | Annotated[list[Filled], AtLeastOne, Tag("<list>")],
     branch({str: "<text>", list: "<list>"}, "a string or a list of strings"),
 ]
 
@@ -69,7 +73,7 @@ class Truncation(ForeignBody):
 class Prompted(Truncation):
     """A request that may name a prompt."""
 
-    prompt_name: str | None = Field(
+    prompt_name: Annotated[str | None, Refused] = Field(
         default=None, description="Refused where it is given: BGE-M3 has no prompts."
     )
 
@@ -95,7 +99,7 @@ class TeiRerankRequest(Truncation):
     """A query and the texts to put in order of relevance to it."""
 
     query: str = Field(description="What to be relevant to.")
-    texts: list[str] = Field(description="The texts.")
+    texts: Annotated[list[str], AtLeastOne] = Field(description="The texts.")
     raw_scores: bool | None = Field(
         default=None, description="Changes nothing: the hybrid score is about 0 to 1 without a sigmoid."
     )
@@ -105,8 +109,8 @@ class TeiRerankRequest(Truncation):
 class SimilarityInputs(ForeignBody):
     """A sentence and those that are compared with it."""
 
-    source_sentence: str = Field(description="The sentence.")
-    sentences: list[str] = Field(description="Those that it is compared with.")
+    source_sentence: Filled = Field(description="The sentence.")
+    sentences: Annotated[list[Filled], AtLeastOne] = Field(description="Those that it is compared with.")
 
 
 class TeiSimilarityRequest(ForeignBody):
@@ -142,7 +146,7 @@ class TeiTokenizeRequest(ForeignBody):
     add_special_tokens: bool | None = Field(
         default=None, description="Also `<s>` and `</s>`; true unless given."
     )
-    prompt_name: str | None = Field(
+    prompt_name: Annotated[str | None, Refused] = Field(
         default=None, description="Refused where it is given: BGE-M3 has no prompts."
     )
 
@@ -157,7 +161,7 @@ class TeiDecodeRequest(ForeignBody):
     """Token ids to turn into text."""
 
     ids: Annotated[
-        Annotated[TokenIds, Tag("<ids>")] | Annotated[list[TokenIds], Tag("<list>")],
+        Annotated[TokenIds, Tag("<ids>")] | Annotated[list[TokenIds], AtLeastOne, Tag("<list>")],
         Discriminator(
             _kind_of_ids,
             custom_error_type="wrong_type",
