@@ -210,6 +210,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            # The server holds on to the scope, and the body to the server: only the collector would part them.
+            scope.pop(_BODY, None)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         body = Body(receive, headers, self._max_body_bytes)
         scope[_BODY] = body
