@@ -213,7 +213,7 @@ class Guard:
         try:
             await self._serve(scope, receive, send)
         finally:
-            # The server holds on to the scope, and the body to the server: only the collector would part them.
+            # The server holds on to the scope, and the body to the server: a cycle waits for the collector.
             scope.pop(_BODY, None)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
