@@ -1,8 +1,8 @@
 """Part `soak`: everything at once for minutes, with clients that leave, and the memory that is left at rest.
 
 The collection keeps its size: documents that come in replace others, deleted ones are put back. So what grows
-is a leak. Traffic comes in episodes of some seconds; after each the server rests a moment and its memory is
-read.
+is a leak. Traffic comes in episodes of some seconds; after each the server works off what it has taken, has
+time to give memory back, and its memory is read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from app.tidying import EVERY_S
 from benchmarks.search_sides.measuring import digits
 from benchmarks.serve_sides.embedding import FORMATS, LONG, trivec_request
 from benchmarks.serve_sides.generator import Generator, LoadError, Outcome, Request, Stream, latencies
@@ -26,7 +27,10 @@ from benchmarks.serve_sides.lanes import PATH, Documents, fill
 from benchmarks.serve_sides.servers import Memory, Served, trivec
 from benchmarks.serve_sides.texts import Texts
 
-EPISODE_S, REST_S = 10.0, 1.0
+EPISODE_S = 15.0
+IDLE_SHARE, IDLE_S, LEAST_REST_S, MOST_REST_S = 0.1, 0.5, EVERY_S + 1, 90.0
+"""At rest: it has taken less than this share of a core for so long, and what it gives back now and then is
+given back. Clients have left, but what they had sent is still worked off."""
 WARM_SHARE, LEAST_WARM_S = 0.2, 60.0
 DELETED = 8
 """Documents that are deleted and put back in turns, beside those that are replaced."""
@@ -40,6 +44,7 @@ def measure(
     statuses: Counter[str] = Counter()
     problems: list[str] = []
     unexpected = requests = 0
+    rested = 0.0
     rest: list[tuple[float, float, float]] = []
     with trivec(folder, engine) as server:
         documents = Documents(texts, options.documents)
@@ -54,7 +59,7 @@ def measure(
                 unexpected += len(outcome.unexpected())
                 requests += len(outcome.answers)
                 problems += [one for one in outcome.problems if one not in problems][:5]
-                time.sleep(REST_S)
+                rested += rest_of(server)
                 passed = time.monotonic() - began
                 now = server.memory_mib()
                 rest.append((passed, now["resident"], now["anonymous"]))
@@ -67,6 +72,7 @@ def measure(
     settled = [one for one in rest if one[0] >= warm]
     result = {
         "minutes": options.minutes,
+        "minutes_at_rest": digits(rested / 60),
         "requests": requests,
         "statuses": dict(sorted(statuses.items())),
         "unexpected": unexpected,
@@ -84,6 +90,18 @@ def measure(
     }
     print(told(engine, result), flush=True)
     return result
+
+
+def rest_of(server: Served) -> float:
+    """Wait until the server rests; the seconds that it took."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < MOST_REST_S:
+        before = server.cpu_s()
+        time.sleep(IDLE_S)
+        if server.cpu_s() - before < IDLE_SHARE * IDLE_S:
+            time.sleep(LEAST_REST_S)
+            return time.monotonic() - began
+    return passed
 
 
 def episode(
