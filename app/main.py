@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
+from app.cors import Cors
 from app.deflate import Deflated
 from app.guard import Guard, Heads, UnderWay
 from app.index.collection import Database
@@ -91,6 +92,8 @@ def create_app(
     app.add_middleware(Heads)
     # The last one added is the outermost.
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
