@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
         "each at most); base64 and safetensors are not bound by it.",
     )
+    max_answer_bytes: int = Field(
+        default=1024**3,
+        ge=1024,
+        description="Bytes of the vectors of one request as float32, or of the texts, metadata and explained "
+        "vectors of its hits; more is answered 413. Upserts are not bound.",
+    )
     gzip_max_bytes: int = Field(
         default=8 * 1024 * 1024,
         ge=0,
