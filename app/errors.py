@@ -79,6 +79,10 @@ class BodyTooLarge(ServiceFault):
     """The request body has more bytes than allowed."""
 
 
+class AnswerTooLarge(ServiceFault):
+    """The answer would take more memory than one may."""
+
+
 class UnsupportedEncoding(ServiceFault):
     """The request body is compressed in a way that is not read."""
 
@@ -146,6 +150,7 @@ TABLE: Mapping[type[Exception], Row] = {
     OutputUnavailable: Row(422, "output_unavailable"),
     TextTooLong: Row(413, "text_too_long"),
     BodyTooLarge: Row(413, "body_too_large"),
+    AnswerTooLarge: Row(413, "answer_too_large"),
     UnsupportedEncoding: Row(415, "unsupported_encoding"),
     MalformedGzip: Row(422, "malformed_gzip"),
     Unauthorized: Row(401, "unauthorized"),

@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
+from app.cors import Cors
 from app.deflate import Deflated
 from app.guard import Guard, Heads, UnderWay
 from app.index.collection import Database
@@ -92,6 +93,8 @@ def create_app(
     app.add_middleware(Heads)
     # The last one added is the outermost.
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.openapi = partial(_openapi, app.openapi, open_to_all=not keys)  # type: ignore[method-assign]
     return app
 

@@ -8,6 +8,7 @@ It does not say what the model can do: a length that exceeds the model's own is 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "TRIVEC_"
 READ_ONLY_SUFFIX = ":read"
+ANY_ORIGIN = "*"
+_ORIGIN = re.compile(
+    r"(?:http(?!s?://.*:80$)|https(?!://.*:443$))://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,11 @@ class Settings(BaseSettings):
         default=None,
         description="File with one such key a line, so that keys need not be in the environment.",
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins whose pages may call the server from a browser, as in "
+        "`https://app.example.com`, or `*` for all; with none, no page of another origin may.",
+    )
     max_batch_tokens: int = Field(
         default=2048,
         ge=2,
@@ -99,6 +109,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Numbers in one JSON answer that holds vectors, so that it stays below 200 MB (16 bytes "
         "each at most); base64 and safetensors are not bound by it.",
+    )
+    max_answer_bytes: int = Field(
+        default=1024**3,
+        ge=1024,
+        description="Bytes of the vectors of one request as float32, or of the texts, metadata and explained "
+        "vectors of its hits; more is answered 413. Upserts are not bound.",
     )
     gzip_max_bytes: int = Field(
         default=8 * 1024 * 1024,
@@ -182,9 +198,9 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line written; `info` has one line for each request."
     )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return (
             tuple(part.strip() for part in value.split(",") if part.strip())
             if isinstance(value, str)
@@ -196,6 +212,16 @@ class Settings(BaseSettings):
     def _sendable_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not _sendable(key) for key in value):
             raise ValueError("a key must be printable ASCII without spaces, for it travels in a header")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError(
+                "exact origins are expected, as a browser sends them: scheme, host in lower case, and a port "
+                "that is not the scheme's own, as in https://app.example.com or http://localhost:3000"
+            )
         return value
 
     @field_validator("data_dir", "cache_dir", "converted_dir", "api_keys_file")

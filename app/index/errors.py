@@ -37,6 +37,10 @@ class QueryInvalid(InputInvalid):
         super().__init__(f"{part}: {reason}")
 
 
+class HitsTooLarge(InputInvalid):
+    """The hits' texts, metadata and vectors would take more memory than the request allows."""
+
+
 class FilterError(InputInvalid):
     """A filter does not follow the grammar. `path` is where in the filter, e.g. `$and[1].year`."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from sys import getsizeof
 from typing import get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.index import bm25, fusion, records
 from app.index.bm25 import Asked
-from app.index.errors import QueryInvalid
+from app.index.errors import HitsTooLarge, QueryInvalid
 from app.index.facts import Keys
 from app.index.port import Finder, Found, Scored, View
 from app.index.timing import Timed, untimed
@@ -37,6 +38,8 @@ FIRST_CANDIDATES, MOST_CANDIDATES = 100, 400
 """Per leg, where the request does not say how many: doubled while others could still reach the top."""
 FINDING: tuple[Leg, ...] = ("dense", "sparse", "bm25")
 """Legs that find whatever has a score in them, and whose last candidate bounds what they did not find."""
+READ_AT_ONCE, READ_WITH_VECTORS = 32, 4
+"""Documents, until it is asked whether they are too large."""
 SPARE = 16
 """Taken beyond the candidates asked for: legs may rank by rounded vectors, the hits are ranked exactly."""
 
@@ -85,9 +88,8 @@ def search(view: View, request: SearchRequest, weights: FusionWeights, timed: Ti
     scores = fusion.fused(found.legs, ranks, request.mode, request.fusion, weights, _ceiling(asked))
     with timed("reading"):
         chosen = _best(view, found.keys, scores, request.top_k)
-        documents = view.documents(found.keys[chosen])
+        documents, vectors = _read(view, found.keys[chosen], request)
         chosen = chosen[[int(key) in documents for key in found.keys[chosen]]]  # without the damaged ones
-        vectors = view.embeddings(documents) if request.with_embeddings else {}
         counts = view.counts(found.keys[chosen]) if request.with_embeddings and asked is not None else {}
     hits = [
         _hit(
@@ -105,6 +107,41 @@ def search(view: View, request: SearchRequest, weights: FusionWeights, timed: Ti
         replace(hit, terms=bm25.matched(asked, counts[key])) if key in counts else hit
         for hit, key in zip(hits, found.keys[chosen].tolist(), strict=True)
     ]
+
+
+def _read(
+    view: View, keys: Keys, request: SearchRequest
+) -> tuple[dict[int, StoredDocument], dict[int, Embedding]]:
+    """The hits' documents and, where wanted, their vectors; HitsTooLarge before they fill the memory."""
+    documents: dict[int, StoredDocument] = {}
+    vectors: dict[int, Embedding] = {}
+    step = READ_WITH_VECTORS if request.with_embeddings else READ_AT_ONCE
+    size = 0
+    for first in range(0, len(keys), step):
+        part = view.documents(keys[first : first + step])
+        documents.update(part)
+        size += sum(getsizeof(one.text) + value_bytes(one.metadata) for one in part.values())
+        if request.with_embeddings:
+            found = view.embeddings(part)
+            vectors.update(found)
+            size += sum(map(_vector_bytes, found.values()))
+        if request.most_bytes is not None and size > request.most_bytes:
+            raise HitsTooLarge(f"the hits take more than {request.most_bytes} bytes")
+    return documents, vectors
+
+
+def _vector_bytes(one: Embedding) -> int:
+    sparse = 0 if one.sparse is None else one.sparse.indices.nbytes + one.sparse.values.nbytes
+    return sparse + sum(rows.nbytes for rows in (one.dense, one.colbert) if rows is not None)
+
+
+def value_bytes(value: object) -> int:
+    """About the bytes of memory of a JSON value."""
+    if isinstance(value, Mapping):
+        return getsizeof(value) + sum(getsizeof(key) + value_bytes(one) for key, one in value.items())
+    if isinstance(value, list):
+        return getsizeof(value) + sum(map(value_bytes, value))
+    return getsizeof(value)
 
 
 def _asked(view: View, request: SearchRequest) -> Asked | None:

@@ -137,6 +137,8 @@ class SearchRequest:
     """Score every document that the filter allows, not only the legs' candidates."""
     with_embeddings: bool = False
     """Hand out each hit's stored vectors, as an explanation of its score needs them."""
+    most_bytes: int | None = None
+    """Of the hits' texts, metadata and vectors; HitsTooLarge for more."""
     terms: LexicalWeights | None = None
 
 

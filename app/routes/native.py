@@ -135,6 +135,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     check_count(texts, service.settings.max_texts, "texts")
     tokenized = await service.tokenize(texts, service.length_limit(body.kind, body.max_length))
     record.count(len(texts), sum(len(one.ids) for one in tokenized))
+    check_numbers(4 * record.tokens, service.settings.max_json_numbers, "send fewer texts", "texts")
 
     def results() -> Iterator[dict[str, Any]]:
         for place, one in enumerate(tokenized):

@@ -67,6 +67,7 @@ async def info(request: Request) -> Response:
         "passage_max_length": service.length_limit("passage", None),
         "max_texts": settings.max_texts,
         "max_json_numbers": settings.max_json_numbers,
+        "max_answer_bytes": settings.max_answer_bytes,
         "max_top_k": settings.max_top_k,
         "max_candidates": settings.max_candidates,
         "max_body_bytes": settings.max_body_bytes,

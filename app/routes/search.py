@@ -11,12 +11,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.access import ReadRoute
-from app.errors import InvalidRequest
+from app.errors import AnswerTooLarge, InvalidRequest
 from app.explain import Side, explanation, weighed_tokens
 from app.index.collection import Collection, Hit, LegRanks, LegScores, SearchRequest
-from app.index.errors import CollectionNotFound
+from app.index.errors import CollectionNotFound, HitsTooLarge
 from app.index.filters import parse
-from app.index.search import check_bm25
+from app.index.search import check_bm25, value_bytes
 from app.routes.common import (
     CHARACTERS_A_VALUE,
     OUTPUTS_OF_MODE,
@@ -45,6 +45,8 @@ router = APIRouter(route_class=ReadRoute, tags=["search"])
 DEFAULT_CANDIDATES = 100
 HIT_VALUES, EXPLAINED_VALUES = 20, 500
 """About how many values of JSON a hit is, metadata and explanation among them."""
+HIT_BYTES, EXPLAINED_ROW_BYTES = 2000, 700
+"""About the memory that a hit takes without its text and metadata, and a row of its explanation."""
 ANSWERS = {
     200: {"model": SearchResponse | ManySearchResponse, "description": "`results` where `query` is a list"},
     **errors(*COMMON_ERRORS, 404, 409, 429),
@@ -76,10 +78,16 @@ async def _search(service: Service, record: Record, name: str, body: SearchBody)
         # Before the model works for a search that cannot be answered.
         check_bm25(body.mode, fusion_weights(body.weights), collection.info)
         sides = await _queries(service, record, body, bm25=collection.info.settings.bm25)
-        found = []
+        found, left = [], service.settings.max_answer_bytes
         for side in sides:
-            wanted = template(side.embedding, terms=None if side.tokens is None else side.tokens.terms)
-            found.append(await service.in_index(partial(_hits, service, collection, wanted, side, body)))
+            terms = None if side.tokens is None else side.tokens.terms
+            wanted = template(side.embedding, terms=terms, most_bytes=left)
+            try:
+                one = await service.in_index(partial(_hits, service, collection, wanted, side, body))
+            except HitsTooLarge:
+                raise AnswerTooLarge(_too_large(service.settings.max_answer_bytes), param="top_k") from None
+            found.append([fields for fields, _ in one])
+            left = max(0, left - sum(size for _, size in one))
     hits: dict[str, Any] = {"hits": found[0]}
     if isinstance(body.query, list):
         hits = {"results": [{"hits": one} for one in found]}
@@ -163,10 +171,22 @@ async def _supplied(service: Service, body: EmbeddingBody, param: str) -> Side:
 
 def _hits(
     service: Service, collection: Collection, search: SearchRequest, query: Side, body: SearchBody
-) -> list[dict[str, Any]]:
-    """Blocks: reads SQLite, scores, and tokenises the hits' texts again where they are explained."""
+) -> list[tuple[dict[str, Any], int]]:
+    """Hits and the bytes that they hold. Blocks: reads SQLite, scores, and tokenises what is explained."""
     bm25 = collection.info.settings.bm25
-    return [_hit(service, hit, query, body, bm25=bm25) for hit in collection.search(search)]
+    hits = (_hit(service, hit, query, body, bm25=bm25) for hit in collection.search(search))
+    return [(one, _held_bytes(one)) for one in hits]
+
+
+def _too_large(limit: int) -> str:
+    advice = "ask for fewer queries or hits, for less to `include`, or without `explain`"
+    return f"the hits would take more than {limit} bytes; {advice}"
+
+
+def _held_bytes(hit: dict[str, Any]) -> int:
+    """About the memory that a hit takes until the answer is written."""
+    rows = sum(map(len, hit.get("explanation", {}).values()))
+    return HIT_BYTES + rows * EXPLAINED_ROW_BYTES + value_bytes([hit.get("text"), hit.get("metadata")])
 
 
 def _hit(service: Service, hit: Hit, query: Side, body: SearchBody, *, bm25: bool) -> dict[str, Any]:

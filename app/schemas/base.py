@@ -240,7 +240,7 @@ _MEANINGS = {
     403: "A read-only key on a route that writes",
     404: "No such collection or document",
     409: "The collection's settings or its model are others",
-    413: "The body or a text is over its limit",
+    413: "The body, a text or the answer is over its limit",
     415: "The body is compressed in another way than gzip",
     422: "A field is not valid; `param` names it",
     429: "The queue is full; see `Retry-After`",

@@ -38,6 +38,9 @@ class Limits(ResponseBody):
     passage_max_length: int = Field(description="Tokens kept of a passage unless the request says.")
     max_texts: int = Field(description="Texts, queries or documents in one request.")
     max_json_numbers: int = Field(description="Numbers in one JSON answer of /embed.")
+    max_answer_bytes: int = Field(
+        description="Bytes of one request's vectors as float32, or of its hits' texts, metadata and vectors."
+    )
     max_top_k: int = Field(description="Hits of one query.")
     max_candidates: int = Field(description="Candidates of each leg.")
     max_body_bytes: int = Field(description="Bytes of a body, or of one line of NDJSON.")
