@@ -100,7 +100,7 @@ class ReadOnlyKey(ServiceFault):
 
 
 class QueueFull(ServiceFault):
-    """Too many tokens wait for the model."""
+    """Too many tokens wait for the model, or too many searches are under way."""
 
 
 class NotReady(ServiceFault):

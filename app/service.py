@@ -39,6 +39,7 @@ from app.lanes import Batched, Lane
 from app.metrics import Metrics
 from app.ports import ModelCard, TextModel, Tokenized
 from app.progress import Bars
+from app.searches import Searches
 from app.settings import ApiKey, Settings
 from app.telemetry import Record
 from app.tokenizing import TokenizerThreads
@@ -56,6 +57,8 @@ DEFAULT_COLLECTION = "default"
 """Searched where no collection is named, and made when it is first written to."""
 
 INDEX_THREADS = 8
+LOOKING_THREADS = 4
+"""For what takes milliseconds, so that it does not wait behind searches and writes."""
 WIRE_THREADS = 2
 """Large bodies parsed or written at the same time: pure Python, so more would only hold more memory."""
 SCRAPE_THREADS = 2
@@ -104,6 +107,8 @@ class Service:
         self._warmer = Warmer(settings.data_dir)
         self._tokenizing = TokenizerThreads(settings.tokenizer_threads)
         self._indexing = anyio.CapacityLimiter(INDEX_THREADS)
+        self._looking = anyio.CapacityLimiter(LOOKING_THREADS)
+        self.searches = Searches(settings.max_searches, INDEX_THREADS)
         self._on_the_wire = anyio.CapacityLimiter(WIRE_THREADS)
         self._scraping = anyio.CapacityLimiter(SCRAPE_THREADS)
         self.cache = QueryCache(settings.query_cache_bytes)
@@ -223,8 +228,12 @@ class Service:
             return await self._tokenizing.tokenize(self.model, texts, max_length, count_terms)
 
     async def in_index(self, work: Callable[[], T]) -> T:
-        """Read from the index in a worker thread; nobody waits for a thread whose client has gone."""
-        return await abandonable(work, self._indexing)
+        """Look something up in the index in a worker thread; nobody waits where the client has gone."""
+        return await abandonable(work, self._looking)
+
+    async def search(self, work: Callable[[], T]) -> T:
+        """Search the index in a worker thread; nobody waits where the client has gone."""
+        return await abandonable(self.searches.timed(work), self._indexing)
 
     async def write(self, work: Callable[[], T]) -> T:
         """Change the index in a worker thread; once begun it is awaited, whatever becomes of its caller."""

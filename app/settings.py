@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(
         default=262144, ge=2, description="Tokens waiting for the model before new requests are answered 429."
     )
+    max_searches: int = Field(
+        default=512, ge=1, description="Searches under way at a time before new ones are answered 429."
+    )
     max_body_bytes: int = Field(
         default=32 * 1024 * 1024,
         ge=1024,

@@ -60,13 +60,17 @@ async def search(body: DefaultSearchBody, request: Request) -> Response:
     All true scores are computed for every candidate of every leg: three, and BM25's where the collection
     was made with it. Before anything was stored, `default` is empty and has no hits.
     """
-    return await _search(service_of(request), record_of(request), body.collection, body)
+    service = service_of(request)
+    with service.searches.admitted():
+        return await _search(service, record_of(request), body.collection, body)
 
 
 @router.post("/collections/{name}/search", summary="Search a collection", responses=ANSWERS)
 async def search_collection(name: CollectionName, body: SearchBody, request: Request) -> Response:
     """Search a collection; see /search."""
-    return await _search(service_of(request), record_of(request), name, body)
+    service = service_of(request)
+    with service.searches.admitted():
+        return await _search(service, record_of(request), name, body)
 
 
 async def _search(service: Service, record: Record, name: str, body: SearchBody) -> Response:
@@ -83,7 +87,7 @@ async def _search(service: Service, record: Record, name: str, body: SearchBody)
             terms = None if side.tokens is None else side.tokens.terms
             wanted = template(side.embedding, terms=terms, most_bytes=left)
             try:
-                one = await service.in_index(partial(_hits, service, collection, wanted, side, body))
+                one = await service.search(partial(_hits, service, collection, wanted, side, body))
             except HitsTooLarge:
                 raise AnswerTooLarge(_too_large(service.settings.max_answer_bytes), param="top_k") from None
             found.append([fields for fields, _ in one])
