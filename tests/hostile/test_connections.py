@@ -7,11 +7,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.connections import Patience
+from app.connections import Connections, Patience
 from tests.fakes import FakeModel
 from tests.hostile.sockets import Raw, Served, request, served
 
@@ -287,6 +289,50 @@ def test_idle_connections_make_room(tmp_path: Path) -> None:
         for one in (*idle, *used, works_meanwhile):
             one.close()
         works(server)
+
+
+@dataclass(eq=False)
+class Stub:
+    """What `Connections` asks of a connection."""
+
+    asked: bool = False
+    unsent: int = 0
+    sends_slowly: bool = False
+    body_is_coming: bool = False
+    dropped: bool = False
+
+    def drop(self) -> None:
+        self.dropped = True
+
+
+def test_who_makes_room() -> None:
+    """The longest idle one; not who has just asked, and who has not read all only where no other is left."""
+
+    def full(*idle: Stub, sending: tuple[Stub, ...] = ()) -> Connections:
+        crowd: Any = Connections(most=len(idle) + len(sending))
+        for one in (*idle, *sending):
+            assert crowd.entered(one)
+            crowd.idle(one)
+        for one in sending:
+            one.body_is_coming = True
+            crowd.busy(one)
+        return crowd  # type: ignore[no-any-return]
+
+    def made_room(crowd: Any, *stubs: Stub) -> list[int]:
+        crowd.entered(Stub())
+        return [place for place, one in enumerate(stubs) if one.dropped]
+
+    for stubs, gone in (
+        ([Stub(), Stub()], [0]),
+        ([Stub(asked=True), Stub(unsent=9), Stub()], [2]),
+        ([Stub(asked=True), Stub(unsent=9)], [1]),
+        ([Stub(asked=True)], []),
+    ):
+        assert made_room(full(*stubs), *stubs) == gone
+    slow, quick, busy = Stub(sends_slowly=True), Stub(), Stub(asked=True)
+    assert made_room(full(busy, sending=(quick, slow)), busy, quick, slow) == [2]
+    idle, slow = Stub(), Stub(sends_slowly=True)
+    assert made_room(full(idle, sending=(slow,)), idle, slow) == [0]
 
 
 def test_one_connection_too_many_is_told(tmp_path: Path) -> None:
