@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
 from app.golden import GOLDEN_FILE
+from app.leaving import end_with_input
 from model.config import EncoderConfig
 from model.embedding import FloatArray
 from model.litert import ATTENTION_FILE, MODEL_FILE, LiteRTWeights, block_file
@@ -41,6 +42,7 @@ from weights.mapping import WORDS, encoder_entries, head_entries
 
 # Part of the cache key: raise it when the graph of a block or the layout of the folder changes.
 FORMAT = 3
+TIED = "tied"
 PART_BLOCKS = 4
 """Blocks of a part of the encoder: between two parts of a long text a query can be served."""
 _UNFINISHED = ".converting-"
@@ -77,12 +79,16 @@ def converted_checkpoint(
         if progress:
             sys.stderr.write(f"Converting {source} to int8, once; it is kept in {folder}\n")
         command = [sys.executable, "-m", "app.converting", str(source), str(folder), str(int(dense_only))]
-        done = subprocess.run(
-            [*command, str(int(progress))], stderr=None if progress else subprocess.PIPE, text=True
-        )
-        if done.returncode:
-            said = (done.stderr or "").strip().splitlines()
-            why = said[-1].removeprefix("trivec: ") if said else "what it said is above"
+        said = None if progress else subprocess.PIPE
+        # Its input ends with this process, and it with its input: nobody waits for it any more then.
+        with subprocess.Popen(
+            [*command, str(int(progress)), TIED], stdin=subprocess.PIPE, stderr=said, text=True
+        ) as process:
+            words = "" if process.stderr is None else process.stderr.read()
+            process.wait()
+        if process.returncode:
+            lines = words.strip().splitlines()
+            why = lines[-1].removeprefix("trivec: ") if lines else "what it said is above"
             raise CheckpointError(f"{source}: the conversion to int8 failed: {why}")
     return read_converted(folder)
 
@@ -251,10 +257,12 @@ def _slots(layout: CheckpointLayout, word: Path) -> tuple[dict[str, ArraySlot], 
 
 
 def main() -> int:
-    """The process that converts: SOURCE FOLDER DENSE_ONLY PROGRESS."""
+    """The process that converts: SOURCE FOLDER DENSE_ONLY PROGRESS, and `tied` to end with its input."""
     from app.quiet import import_tensorflow
 
-    source, folder, dense_only, progress = sys.argv[1:]
+    source, folder, dense_only, progress, *tied = sys.argv[1:]
+    if tied == [TIED]:
+        end_with_input()
     import_tensorflow()
     try:
         convert(Path(source), Path(folder), dense_only=dense_only == "1", progress=progress == "1")

@@ -43,6 +43,18 @@ class Watchdog:
             end(status)
 
 
+def end_with_input() -> None:
+    """End the process when its standard input does: a pipe that the parent holds while it lives."""
+
+    def watch() -> None:
+        # Not through sys.stdin, whose lock this thread would hold when the process ends.
+        while os.read(0, 1):
+            pass
+        end(1)
+
+    threading.Thread(target=watch, name="trivec-parent", daemon=True).start()
+
+
 def end(status: int) -> NoReturn:
     """End the process now. What is acknowledged is on the disk already."""
     for stream in (sys.stdout, sys.stderr):

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -65,6 +66,7 @@ def serve(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        loop="asyncio",
         http="h11",  # it bounds heads (16 KB)
         ws="none",
         log_config=None,
@@ -95,8 +97,11 @@ def _connections_possible(wanted: int) -> int:
     needed = wanted + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
-    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with suppress(ValueError, OSError):  # a system may have bounds that it does not tell
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(1, min(wanted, max(soft - OTHER_FILES, soft // 2)))
     if possible < wanted:
         _log.warning("there will be %d connections at most: %d files may be open", possible, soft)

@@ -23,7 +23,6 @@ from starlette.requests import Request
 from app.batcher import Batcher
 from app.cache import Asked, QueryCache
 from app.errors import (
-    AnswerTooLarge,
     Draining,
     InferenceFailed,
     LimitExceeded,
@@ -37,10 +36,11 @@ from app.index.timing import Work
 from app.index.warming import Warmer, import_kernels
 from app.lanes import Batched, Lane
 from app.metrics import Metrics
-from app.ports import ModelCard, TextModel, Tokenized
+from app.ports import TextModel, Tokenized
 from app.progress import Bars
 from app.searches import Searches
 from app.settings import ApiKey, Settings
+from app.sizes import check_vectors
 from app.telemetry import Record
 from app.tokenizing import TokenizerThreads
 from app.tracing import Tracing, Untraced
@@ -305,22 +305,12 @@ class Service:
         normalize: bool = True,
     ) -> Embedded:
         """Tokenised texts to embeddings; the request's size chooses its lane. Raises AnswerTooLarge."""
-        self._check_size(tokenized, outputs)
-        total = sum(one.ids.size for one in tokenized)
-        lane: Lane = "interactive" if total <= INTERACTIVE_TOKENS else "bulk"
+        tokens = [one.ids.size for one in tokenized]
+        check_vectors(tokens, outputs, self.model.card, self.settings.max_answer_bytes)
+        lane: Lane = "interactive" if sum(tokens) <= INTERACTIVE_TOKENS else "bulk"
         answer = await self._submit(record, tokenized, outputs, lane, normalize)
         pairs = zip(answer.embeddings(), tokenized, strict=True)
         return Embedded([marked(one, source) for one, source in pairs], tokenized)
-
-    def _check_size(self, tokenized: Sequence[Tokenized], outputs: AbstractSet[Output]) -> None:
-        """Raise AnswerTooLarge, before the model works, where the vectors would not fit into memory."""
-        limit = self.settings.max_answer_bytes
-        size = vector_bytes([len(one.ids) for one in tokenized], outputs, self.model.card)
-        if size > limit:
-            raise AnswerTooLarge(
-                f"the vectors of this request would take {size} bytes as float32, the limit is {limit}; send "
-                "fewer texts or shorter ones, or ask for fewer outputs: `colbert` has a row for each token"
-            )
 
     async def embed_each(
         self, record: Record, tokenized: Sequence[Tokenized], outputs: AbstractSet[Output]
@@ -392,16 +382,6 @@ class Service:
             await self._batcher.close(self.drain_left_s)
         await anyio.to_thread.run_sync(self._warmer.close)
         await anyio.to_thread.run_sync(self.database.close)
-
-
-def vector_bytes(tokens: Sequence[int], outputs: AbstractSet[Output], card: ModelCard) -> int:
-    """Most bytes that the outputs of texts of so many tokens take as float32 and int32."""
-    numbers: dict[Output, int] = {
-        "dense": len(tokens) * card.hidden_size,
-        "sparse": 2 * sum(tokens),
-        "colbert": card.colbert_dim * sum(max(0, one - 1) for one in tokens),
-    }
-    return 4 * sum(numbers[name] for name in outputs)
 
 
 def marked(embedding: Embedding, source: Tokenized) -> Embedding:

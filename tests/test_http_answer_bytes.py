@@ -10,8 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.index.collection import Database
-from app.service import vector_bytes
 from app.settings import Settings
+from app.sizes import vector_bytes
 from model.embedding import OUTPUTS
 from tests.fakes import CARD, COLBERT, HIDDEN, FakeModel
 from tests.http_helpers import problem, serving, v1_problem

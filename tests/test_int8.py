@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -285,6 +286,22 @@ def test_a_conversion_that_dies_leaves_nothing(tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     convert(MINI, tmp_path / "again", progress=False)
     assert not left.exists()
+
+
+def test_a_conversion_ends_with_who_wanted_it(tmp_path: Path) -> None:
+    """A server that is told to end while its model is converted leaves nobody behind."""
+    wanted = (
+        f"from app.converting import *; converted_checkpoint(Path({str(MINI)!r}), Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", wanted], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not any(tmp_path.glob("litert/.converting-*/word.npy")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    psutil.wait_procs([child])
+    assert not any(tmp_path.rglob(MANIFEST))
 
 
 @pytest.mark.parametrize(

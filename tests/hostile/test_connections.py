@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import pytest
 
 from app.connections import Connections, Patience
 from tests.fakes import FakeModel
+from tests.hostile.server import ROOT
 from tests.hostile.sockets import Raw, Served, request, served
 
 QUICK = Patience(head_s=0.5, body_s=0.3, stalled_s=0.5, linger_s=0.5)
@@ -414,3 +417,23 @@ def test_a_thousand_idle_connections(tmp_path: Path) -> None:
         for one in (*idle, works_among):
             one.close()
         works(server)
+
+
+LIMITED = """
+import resource, sys
+from app.server import _connections_possible
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(_connections_possible(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "found"),
+    [(256, 4096, 1000, (1000, 1512)), (256, 1200, 1000, (688, 1200)), (256, 256, 1000, (128, 256))],
+)
+def test_open_files_bound_connections(soft: int, hard: int, wanted: int, found: tuple[int, int]) -> None:
+    command = [sys.executable, "-c", LIMITED, str(soft), str(hard), str(wanted)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert tuple(map(int, done.stdout.split())) == found
+    assert ("at most" in done.stderr) == (found[0] < wanted)

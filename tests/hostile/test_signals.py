@@ -196,6 +196,13 @@ def _until_in_flight(running: Running, count: int = 1) -> None:
             time.sleep(0.01)
 
 
+def _until_told(running: Running) -> None:
+    """Wait until the server refuses requests, or connections already."""
+    with suppress(httpx.TransportError), running.client() as client:
+        while client.get("/health/ready").status_code == 200:
+            pass
+
+
 @pytest.mark.parametrize("word", ["zzhang", "zztokhang"])
 def test_what_hangs_does_not_keep_the_server(tmp_path: Path, word: str) -> None:
     with hostile_server(tmp_path, shutdown_timeout_s=0.3) as running:
@@ -327,10 +334,7 @@ def test_told_twice_it_ends_at_once(tmp_path: Path, sig: signal.Signals) -> None
         asked = _in_background(ask)
         _until_in_flight(running)
         running.process.send_signal(signal.SIGTERM)
-        # So that the two are not one: once it refuses, or takes nobody in any more, it has been told.
-        with running.client() as other, suppress(httpx.TransportError):
-            while other.get("/health/ready").status_code == 200:
-                pass
+        _until_told(running)  # so that the two are not one
         running.process.send_signal(sig)
         assert running.process.wait(60) == 128 + sig
         assert asked().status_code == 499
