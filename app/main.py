@@ -35,8 +35,8 @@ from app.tracing import Tracing, configured_tracing
 DESCRIPTION = """BGE-M3 as one retrieval server: dense, lexical and ColBERT vectors from one forward pass,
 indexed and searched together. Every error is `{"error": {"code", "message", "param", "request_id"}}`, but for
 the routes that are like those of another API: their errors are like that API's too. Every route takes
-`X-Request-Timeout` (seconds, then 504) and `X-Request-ID` (sent back, and logged), and answers 405 with `Allow`
-to a method that its path does not have."""
+`X-Request-Timeout` (seconds, then 504) and `X-Request-ID` (sent back, and logged), and answers 405 with
+`Allow` to a method that its path does not have."""
 
 TRACES_S = 5.0
 """At the end, for spans that the collector has not got yet."""
