@@ -62,7 +62,11 @@ UNSAID: Mapping[str, tuple[str, ...]] = {
         "the bytes are those of",
         "a number is NaN or infinite",
     ),
-    "JSON does not say how large a number may be": ("a number is too large", "a double cannot hold"),
+    "JSON does not say how large a number may be": (
+        "a number is too large",
+        "a double cannot hold",
+        "must fit in 64 bits",
+    ),
     "weights are of distinct tokens, and positive": ("lexical (indices|values) must be",),
     "the grammar of filters": ("^invalid_filter: ",),
     "a limit in bytes, or of depth": ("^invalid_document: .*(bytes of UTF-8|deep|characters|values)",),
