@@ -32,6 +32,7 @@ UNSAID: Mapping[str, tuple[str, ...]] = {
         r"takes at most \d+ tokens",
         r"the limit is \d+$",
         "token ids lie between",
+        "token ids must be this model's own",
         r"this model gives \d+ dimensions",
         r"this model's vectors have \d+ numbers",
         r"\d+ numbers, where this model has \d+",
@@ -61,7 +62,11 @@ UNSAID: Mapping[str, tuple[str, ...]] = {
         "the bytes are those of",
         "a number is NaN or infinite",
     ),
-    "JSON does not say how large a number may be": ("a number is too large", "a double cannot hold"),
+    "JSON does not say how large a number may be": (
+        "a number is too large",
+        "a double cannot hold",
+        "must fit in 64 bits",
+    ),
     "weights are of distinct tokens, and positive": ("lexical (indices|values) must be",),
     "the grammar of filters": ("^invalid_filter: ",),
     "a limit in bytes, or of depth": ("^invalid_document: .*(bytes of UTF-8|deep|characters|values)",),
@@ -78,7 +83,8 @@ DOOMED = "doomed"
 class Findings:
     """What a run has found; `served` counts the answers of each operation that were a success."""
 
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    """One of each kind."""
     excused: Counter[str] = field(default_factory=Counter)
     served: Counter[str] = field(default_factory=Counter)
     operations: set[str] = field(default_factory=set)
@@ -86,7 +92,7 @@ class Findings:
 
     def report(self) -> str:
         """The failures, for a person."""
-        return "\n\n".join(self.failures[:20])
+        return "\n\n".join(f"{kind}\n{example}" for kind, example in list(self.failures.items())[:20])
 
 
 def refusal(body: bytes) -> str:
@@ -146,6 +152,11 @@ def _config(seed: int, examples: int, key: str | None, stateful: bool) -> Schema
             "request-timeout": 60,
             "generation": {"max-examples": examples, "database": "none"},
             "phases": {"stateful": {"enabled": stateful}},
+            # These follow one document through its life, while `fill` puts back what is deleted and `_known`
+            # asks for another one; test_texts.py asks for what was deleted.
+            "checks": {
+                name: {"enabled": False} for name in ("use_after_free", "ensure_resource_availability")
+            },
             **({"headers": {"Authorization": f"Bearer {key}"}} if key is not None else {}),
         }
     )
@@ -192,7 +203,7 @@ def explore(
                 _read(event, found)
                 fill(server, key)
             elif isinstance(event, events.NonFatalError):
-                found.failures.append(f"{event.label}: {event.value}")
+                found.failures[event.label] = str(event.value)
             elif isinstance(event, events.FatalError):
                 raise event.exception
     found.operations = {
@@ -220,6 +231,6 @@ def _read(event: events.ScenarioFinished, found: Findings) -> None:
             if (why := excuse(check.name, label, body)) is not None:
                 found.excused[why] += 1
             else:
-                message = check.failure_info.failure.message[:1000]
-                sample = check.failure_info.code_sample[:2000]
-                found.failures.append(f"{check.name} {label}: {message}\n{body[:500]!r}\n{sample}")
+                kind = f"{check.name} {label} {refusal(body)}"
+                message, sample = check.failure_info.failure.message, check.failure_info.code_sample
+                found.failures.setdefault(kind, f"{message[:1000]}\n{body[:500]!r}\n{sample[:2000]}")

@@ -24,7 +24,7 @@ KEY = "writer"
 
 
 def _sound(found: Findings) -> None:
-    assert not found.failures, f"{len(found.failures)} failures:\n{found.report()}"
+    assert not found.failures, f"{len(found.failures)} kinds of failures:\n{found.report()}"
     assert found.operations - set(found.served) == set(), "operations that never succeeded"
 
 
