@@ -15,7 +15,7 @@ help:
 	@echo "make bench       the committed benchmarks: retrieval quality over HTTP, full-size parity"
 	@echo "make bench-encode  Trivec beside FlagEmbedding, ONNX Runtime and others on the same texts; memory, starts (an hour)"
 	@echo "make bench-search  Trivec's index beside other indexes, up to a million documents (an hour, 40 GB of disk)"
-	@echo "make bench-serve the server under load over HTTP, beside the library and a FastAPI + FlagEmbedding server (an hour)"
+	@echo "make bench-serve the server under load over HTTP, beside the library, FlagEmbedding behind FastAPI and Infinity (two hours)"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make image       the Docker image (IMAGE_ARGS='--build-arg TENSORFLOW=tensorflow[and-cuda]' for GPUs)"
 
@@ -83,10 +83,18 @@ bench-encode: $(VENV)/.dev peers .venv-onnx/.done
 	$(BIN)/python -m benchmarks.plot $(addprefix benchmarks/results/,encode.json encode_long.json encode_passages.json encode.svg)
 	$(BIN)/python -m benchmarks.footprint --folder $(BENCH_FOLDER) --out footprint
 
-# The server under load, full-size random weights.
-bench-serve: $(VENV)/.dev peers
-	TRIVEC_PEERS_PYTHON=.venv-peers/bin/python $(BIN)/python -m benchmarks.serve --folder $(BENCH_FOLDER) \
-		--peers flagembedding --out serve
+# The server under load, full-size random weights, beside the library and other servers of the same model.
+SERVE = TRIVEC_PEERS_PYTHON=.venv-peers/bin/python TRIVEC_INFINITY_PYTHON=.venv-infinity/bin/python \
+	$(BIN)/python -m benchmarks.serve --folder $(BENCH_FOLDER)
+bench-serve: $(VENV)/.dev peers .venv-infinity/.done
+	$(SERVE) --parts throughput,lanes,overload --engines int8 --out serve
+	$(SERVE) --parts peers --peers flagembedding,flagembedding-locked,infinity --texts-a-request 1 --out serve_peers
+	$(SERVE) --parts soak --engines int8 --minutes 30 --out serve_soak
+
+.venv-infinity/.done: constraints-infinity.txt
+	test -x .venv-infinity/bin/python || $(PYTHON) -m venv .venv-infinity
+	.venv-infinity/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-infinity.txt
+	@touch $@
 
 # Trivec's index beside scipy, bm25s, Seismic, FAISS, Qdrant, LanceDB and Milvus Lite on the same synthetic documents.
 SEARCH = TRIVEC_SEARCH_PYTHON=.venv-search/bin/python $(BIN)/python -m benchmarks.search
@@ -115,4 +123,4 @@ image:
 	docker build $(IMAGE_ARGS) -t trivec .
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-clients .venv-onnx .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-clients .venv-onnx .venv-infinity .pytest_cache .mypy_cache .ruff_cache .hypothesis

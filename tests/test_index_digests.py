@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from app import cli
+from app.index import changes, fetch
 from app.index.backup import backup
 from app.index.collection import SEGMENTS, Collection, CollectionSettings, Document, SearchRequest
 from app.index.digests import Damaged, digest
@@ -140,6 +141,32 @@ def test_a_row_in_the_place_of_another_is_noticed(tmp_path: Path, seed: int) -> 
         Damaged("c", "d2", "vectors"),
         Damaged("c", "d4", "token vectors"),
     }
+
+
+def test_a_candidate_whose_document_is_lost_is_passed_over(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vectors are there, but by its key it is not found: pages of a table may contradict each other."""
+    _filled(tmp_path, seed)
+    real = fetch.ids_by_key
+    with opened(tmp_path) as database:
+        collection = database.get("c")
+        assert "d2" in _hits(collection, seed)
+        monkeypatch.setattr(
+            fetch, "ids_by_key", lambda *given: {k: v for k, v in real(*given).items() if k != 3}
+        )
+        for exact in (False, True):
+            for mode in ("hybrid", "dense", "colbert"):
+                assert _hits(collection, seed, exact=exact, mode=mode) == {"d0", "d1", "d3", "d4", "d5"}
+
+
+def test_a_document_that_only_its_index_knows(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _filled(tmp_path, seed)
+    monkeypatch.setattr(changes, "keys_of", lambda *_: np.array([999], np.int64))
+    with opened(tmp_path) as database, pytest.raises(StorageDamaged, match="key 999"):
+        database.get("c").embedding("d2")
 
 
 def test_a_bit_turned_in_the_file_itself(

@@ -21,7 +21,7 @@ from app.index import catalogue, changes, facts, fetch, records, upkeep
 from app.index.allowed import AllowedKeys
 from app.index.codes import Kind as ColbertKind
 from app.index.derived import Derived, Part
-from app.index.digests import Logged, Report, raised
+from app.index.digests import Logged, Report, damaged, raised
 from app.index.errors import CollectionExists, CollectionNotFound, ModelMismatch, QueryInvalid
 from app.index.filters import Filter, is_unicode
 from app.index.measure import Measurable, Measure, measured
@@ -321,7 +321,11 @@ class Collection:
         with self.view(None, raised) as view:
             keys = changes.keys_of(view.connection, self._key, [doc_id])
             found = view.embeddings(view.documents(keys))
-            return found[int(keys[0])] if keys.size else None
+        if not keys.size:
+            return None
+        if int(keys[0]) not in found:
+            raise damaged(int(keys[0]), "document")
+        return found[int(keys[0])]
 
     def search(self, request: SearchRequest) -> list[Hit]:
         """At most `top_k` hits, best first; QueryInvalid where the request does not fit the collection.

@@ -245,13 +245,17 @@ def _filled(view: View, request: SearchRequest, union: Keys) -> Keys:
 
 
 def _best(view: View, keys: Keys, scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Places of the best scores, equals in the order of their documents' ids."""
+    """Places of the best scores, equals in the order of their documents' ids.
+
+    In a damaged file there may be vectors whose document is lost: they are passed over.
+    """
     hits = np.flatnonzero(~np.isnan(scores))
     if len(hits) > count:
         last = np.partition(scores[hits], len(hits) - count)[len(hits) - count]
         hits = hits[scores[hits] >= last]
     ids = view.ids(keys[hits])
-    order = sorted(hits.tolist(), key=lambda place: (-scores[place], ids[int(keys[place])]))
+    whole = [place for place in hits.tolist() if int(keys[place]) in ids]
+    order = sorted(whole, key=lambda place: (-scores[place], ids[int(keys[place])]))
     return np.array(order[:count], np.int64)
 
 
