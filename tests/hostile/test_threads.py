@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from app.service import INDEX_THREADS, Service
+from app.index.collection import Collection, Database
+from app.service import INDEX_THREADS, LOOKING_THREADS
 from app.tokenizing import LONG_CHARACTERS, PART_CHARACTERS, TokenizerThreads
 from app.whole import abandonable
 from model.embedding import Counting
@@ -64,28 +65,36 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_searches_that_were_given_up_are_still_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "name", "threads"),
+    [(Database, "get", LOOKING_THREADS), (Collection, "search", INDEX_THREADS)],
+    ids=["looking", "searching"],
+)
+def test_searches_that_were_given_up_are_still_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: type, name: str, threads: int
+) -> None:
+    held, real = Held(), getattr(target, name)
+
+    def slow(*given: Any) -> Any:
+        held()
+        return real(*given)
+
     async def run() -> None:
-        async with serving_async(tmp_path) as (client, app):
-            service: Service = app.state.service
-            held, get = Held(), service.database.get
-
-            def slow(name: str) -> Any:
-                held()
-                return get(name)
-
-            service.database.get = slow  # type: ignore[method-assign]
-            ask = {"query": "cat", "collection": "none"}
+        async with serving_async(tmp_path) as (client, _):
+            stored = await client.post("/collections/default/documents", json=[{"text": "a"}])
+            assert stored.status_code == 200
+            monkeypatch.setattr(target, name, slow)
+            ask = {"query": "cat"}
             answers = await asyncio.gather(
                 *(client.post("/search", json=ask, headers=EARLY) for _ in range(3 * INDEX_THREADS))
             )
             for answer in answers:
                 problem(answer, 504, "deadline_exceeded")
-            assert held.most == held.begun == INDEX_THREADS
+            assert held.most == held.begun == threads
             held.gate.set()
             await until(lambda: held.now == 0)
-            problem(await client.post("/search", json=ask), 404, "collection_not_found")
-            assert held.begun == INDEX_THREADS + 1  # of those that waited for a place none has begun
+            assert (await client.post("/search", json=ask)).status_code == 200
+            assert held.begun == threads + 1  # of those that waited for a place none has begun
 
     asyncio.run(run())
 
