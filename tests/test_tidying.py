@@ -14,7 +14,9 @@ import pytest
 from app import tidying
 from tests.server import ROOT
 
-GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+GLIBC = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="needs glibc: other C libraries' malloc is left as it is"
+)
 
 LARGE_HEAP = """
 import re

@@ -60,20 +60,21 @@ async def search(body: DefaultSearchBody, request: Request) -> Response:
     All true scores are computed for every candidate of every leg: three, and BM25's where the collection
     was made with it. Before anything was stored, `default` is empty and has no hits.
     """
-    service = service_of(request)
-    with service.searches.admitted():
-        return await _search(service, record_of(request), body.collection, body)
+    return await _search(service_of(request), record_of(request), body.collection, body)
 
 
 @router.post("/collections/{name}/search", summary="Search a collection", responses=ANSWERS)
 async def search_collection(name: CollectionName, body: SearchBody, request: Request) -> Response:
     """Search a collection; see /search."""
-    service = service_of(request)
-    with service.searches.admitted():
-        return await _search(service, record_of(request), name, body)
+    return await _search(service_of(request), record_of(request), name, body)
 
 
 async def _search(service: Service, record: Record, name: str, body: SearchBody) -> Response:
+    with service.searches.admitted():
+        return await _answered(service, record, name, body)
+
+
+async def _answered(service: Service, record: Record, name: str, body: SearchBody) -> Response:
     template = _checked(service, body)
     collection = await service.in_index(partial(_for_reading, service, name))
     if collection is None:
