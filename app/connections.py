@@ -31,6 +31,8 @@ TAKEN_BYTES = 64 * 1024
 """What a client must take of its answer in the time that it has, or all that is left of it."""
 SLOW_BYTES_S = 1024
 """Bytes of a body a second; one that comes more slowly makes room for others where there is none."""
+DISMISSED_S = 1.0
+"""Seconds for what was on its way on an idle connection, when the service ends, to come and be answered."""
 TOLD_EVERY_S = 10.0
 """For the log to say again that there are too many."""
 
@@ -120,10 +122,10 @@ class Connections:
             else:
                 self._sending.pop(one, None)
 
-    def retire_idle(self) -> None:
-        """Close idle connections, but those whose next request has just come."""
+    def dismiss_idle(self) -> None:
+        """Tell idle connections that the service ends, but those whose next request has just come."""
         for one in list(self._idle):
-            one.retire()
+            one.dismiss()
 
     def drop_all(self) -> None:
         """Close what is still open, whatever has not been sent."""
@@ -245,6 +247,14 @@ class Bounded(asyncio.Protocol):
         if not self.at_work and not self.transport.is_closing() and not self._deaf and not self.asked:
             self.transport.close()
 
+    def dismiss(self) -> None:
+        """Refuse the request that may be on its way, and close: closed alone, it would be met by a reset.
+
+        A client that has asked takes the answer for its own, one that has not throws it away (RFC 9112, 9.2).
+        """
+        if not self.at_work and not self.transport.is_closing() and not self._deaf and not self.asked:
+            self._answer(503, "draining", "the service is shutting down", "1", DISMISSED_S)
+
     def drop(self) -> None:
         """Close it now; what is unsent is thrown away, by the system too."""
         if self.unsent:
@@ -264,15 +274,22 @@ class Bounded(asyncio.Protocol):
 
         self._after("stalled", self.crowd.patience.stalled_s, look)
 
-    def linger(self) -> None:
+    def linger(self, seconds: float | None = None) -> None:
         """Send what is unsent and the end, and let the client read it before the connection is closed."""
         if not self._deaf:
             self._deaf = True
             self.transport.resume_reading()
             self.transport.write_eof()
-            self._after("linger", self.crowd.patience.linger_s, self.drop)
+            self._after("linger", seconds or self.crowd.patience.linger_s, self.drop)
 
-    def _answer(self, status: int, code: str, message: str, retry_after: str | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        retry_after: str | None = None,
+        linger_s: float | None = None,
+    ) -> None:
         request_id = uuid.uuid4().hex
         error = {"code": code, "message": message, "param": None, "request_id": request_id}
         body = json.dumps({"error": error}).encode()
@@ -285,7 +302,7 @@ class Bounded(asyncio.Protocol):
             "Connection: close",
         ]
         self.transport.write("\r\n".join([*headers, "", ""]).encode() + body)
-        self.linger()
+        self.linger(linger_s)
 
     def _after(self, name: str, seconds: float, call: Callable[[], object]) -> None:
         def ring() -> None:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 _SO_ATTACH_FILTER = 26  # Linux's number; Python has no name for it
-_RETURN_0 = 0x06, 0, 0, 0  # a BPF program of one instruction, which lets nothing pass
+# A BPF program over a TCP segment: load byte 13, the flags; with SYN among them return 0 bytes, else all.
+_NO_SYN = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
 
 
 class Watchdog:
@@ -66,11 +67,13 @@ def end(status: int) -> NoReturn:
 def let_nobody_in(listening: int) -> None:
     """Have the system drop attempts to connect, so that nobody comes between the last accept and the close.
 
-    A client's system tries again after a second, and is refused then. Does nothing where it cannot be done:
-    the gap is some microseconds then, in which a client is taken in by the system and by nobody else.
+    Who has begun to connect gets through. A client's system tries again after a second, and is refused then.
+    Does nothing where it cannot be done: the gap is some microseconds then, in which a client is taken in by
+    the system and by nobody else.
     """
     if sys.platform != "linux":
         return
-    program = ctypes.create_string_buffer(struct.pack("HBBI", *_RETURN_0))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in _NO_SYN))
     with suppress(OSError), socket.socket(fileno=os.dup(listening)) as door:
-        door.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+        length = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+        door.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, length)

@@ -34,6 +34,8 @@ ANSWERING_S = 2.5
 """Of that, for the last answers to be sent and read."""
 IDLE_S = 0.5
 """For requests that are on their way when the signal comes, on connections that have none."""
+DOOR_S = 0.1
+"""For clients that have begun to connect when the signal comes; others are dropped by the system."""
 OTHER_FILES = 512
 """Open files beside connections: databases, segments, the model."""
 _TICK_S = 0.02
@@ -168,17 +170,14 @@ class _AnnouncingServer(uvicorn.Server):
         """
         self._refuse()  # there may have been no signal
         service: Service = self._app.state.service
-        await self._stop_listening()
         idle_until = time.monotonic() + IDLE_S
+        await self._stop_listening()
         while self._busy and service.drain_left_s > 0:
-            if time.monotonic() > idle_until:
-                self._crowd.retire_idle()
-            await asyncio.sleep(_TICK_S)
+            await self._dismiss_idle(idle_until)
         self._app.state.under_way.cut()
-        answered_by = time.monotonic() + ANSWERING_S
+        answered_by = max(time.monotonic(), idle_until) + ANSWERING_S
         while self._busy and time.monotonic() < answered_by:
-            self._crowd.retire_idle()
-            await asyncio.sleep(_TICK_S)
+            await self._dismiss_idle(idle_until)
         self._crowd.drop_all()
         tasks = [task for task in (*self.server_state.tasks, self._welcome) if task is not None]
         for task in tasks:
@@ -191,11 +190,17 @@ class _AnnouncingServer(uvicorn.Server):
     def _busy(self) -> bool:
         return bool(self.server_state.tasks or self.server_state.connections)
 
+    async def _dismiss_idle(self, idle_until: float) -> None:
+        if time.monotonic() > idle_until:
+            self._crowd.dismiss_idle()
+        await asyncio.sleep(_TICK_S)
+
     async def _stop_listening(self) -> None:
         """Close the door behind those who are through it: the system has taken in more than we have."""
         for server in self.servers:
             for door in server.sockets:
                 let_nobody_in(door.fileno())
+        await asyncio.sleep(DOOR_S)
         for _ in range(_TURNS):
             await asyncio.sleep(0)
         for server in self.servers:
@@ -212,8 +217,8 @@ async def _welcome_when_ready(service: Service, url: str) -> None:
 Try, in another terminal (documentation: {url}/docs; stop here with Ctrl-C):
 
   curl -s {url}/collections/default/documents -H 'Content-Type: application/json' -d '[
-    {{"id": "tower", "text": "The Eiffel Tower was finished in 1889."}},
-    {{"id": "dom", "text": "Der Kölner Dom wurde 1880 vollendet."}}]'
+    {{"id": "tower-en", "text": "The Eiffel Tower was finished in 1889."}},
+    {{"id": "dom-de", "text": "Der Kölner Dom wurde 1880 vollendet."}}]'
 
   curl -s {url}/search -H 'Content-Type: application/json' -d '{{"query": "When was the tower finished?"}}'
 """

@@ -53,6 +53,7 @@ def test_searches_over_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_search_that_fails_leaves_its_place(tmp_path: Path) -> None:
     with serving(tmp_path, max_searches=1) as client:
+        assert client.get("/info").json()["limits"]["max_searches"] == 1
         for _ in range(3):
             nowhere = client.post("/search", json={"query": "a", "collection": "nowhere"})
             problem(nowhere, 404, "collection_not_found")

@@ -73,6 +73,7 @@ async def info(request: Request) -> Response:
         "max_body_bytes": settings.max_body_bytes,
         "max_batch_tokens": settings.max_batch_tokens,
         "max_queue_tokens": settings.max_queue_tokens,
+        "max_searches": settings.max_searches,
         "request_timeout_s": settings.request_timeout_s,
     }
     return JSONResponse(

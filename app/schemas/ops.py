@@ -46,6 +46,7 @@ class Limits(ResponseBody):
     max_body_bytes: int = Field(description="Bytes of a body, or of one line of NDJSON.")
     max_batch_tokens: int = Field(description="Tokens in one forward pass.")
     max_queue_tokens: int = Field(description="Tokens that may wait for the model.")
+    max_searches: int = Field(description="Searches that may be under way at a time.")
     request_timeout_s: float = Field(description="Seconds until 504 unless `X-Request-Timeout` says.")
 
 

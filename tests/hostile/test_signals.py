@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from app.index.collection import Database
+from app.leaving import let_nobody_in
 from app.server import EXTRA_S
 from tests.hostile.server import HOLD_LOAD, ROOT, Running, hostile_server
 
@@ -243,16 +244,70 @@ def test_work_under_way_is_finished(tmp_path: Path) -> None:
         assert running.process.wait(30 + EXTRA_S) == 0, running.lines
 
 
-def test_idle_connections_are_closed(tmp_path: Path) -> None:
-    with hostile_server(tmp_path, shutdown_timeout_s=600) as running:
+def _to_the_end(one: socket.socket) -> bytes:
+    found = b""
+    while part := one.recv(65536):
+        found += part
+    return found
+
+
+def _dismissed(found: bytes) -> bool:
+    head, _, body = found.partition(b"\r\n\r\n")
+    return (
+        head.startswith(b"HTTP/1.1 503 ")
+        and b"Retry-After: 1" in head
+        and b"Connection: close" in head
+        and json.loads(body)["error"]["code"] == "draining"
+    )
+
+
+@pytest.mark.parametrize("patience_s", [0, 600])
+def test_idle_connections_are_told_and_closed(tmp_path: Path, patience_s: float) -> None:
+    with hostile_server(tmp_path, shutdown_timeout_s=patience_s) as running:
         idle = [socket.create_connection(("127.0.0.1", running.port), 60) for _ in range(20)]
         idle[0].sendall(b"HEAD /info HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle[0].recv(65536).endswith(b"\r\n\r\n")
+        idle[1].sendall(b"GET /info HT")  # a head that does not come
         running.process.send_signal(signal.SIGTERM)
         for one in idle:
-            assert one.recv(10) == b""
+            assert _dismissed(_to_the_end(one))
             one.close()
         assert running.process.wait(EXTRA_S) == 0, running.lines
+
+
+@pytest.mark.parametrize("patience_s", [0, 600])
+def test_a_request_that_comes_late_on_an_idle_connection(tmp_path: Path, patience_s: float) -> None:
+    """A client that asks in the moment in which its connection is closed is answered, not reset."""
+    ask = b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n"
+    with hostile_server(tmp_path, shutdown_timeout_s=patience_s) as running:
+        soon, late = (socket.create_connection(("127.0.0.1", running.port), 60) for _ in range(2))
+        for one in (soon, late):
+            one.sendall(ask.replace(b"GET", b"HEAD"))
+            first = one.recv(65536)
+            assert first.startswith(b"HTTP/1.1 200 ") and first.endswith(b"\r\n\r\n")
+        running.process.send_signal(signal.SIGTERM)
+        _until_told(running)
+        soon.sendall(ask)
+        found = _to_the_end(soon)
+        assert found.startswith(b"HTTP/1.1 503 ") and b'"draining"' in found
+        late.recv(1, socket.MSG_PEEK)  # by now it is said that the service ends; this client has not looked
+        late.sendall(ask)
+        assert _dismissed(_to_the_end(late))
+        soon.close(), late.close()
+        assert running.process.wait(EXTRA_S) == 0, running.lines
+
+
+def test_who_has_begun_to_connect_gets_through() -> None:
+    """The door lets nobody begin, and what belongs to a connection passes."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        before = socket.create_connection(door.getsockname(), 60)
+        let_nobody_in(door.fileno())
+        taken, _ = door.accept()
+        before.sendall(b"a")
+        assert taken.recv(1) == b"a"
+        with pytest.raises(TimeoutError):
+            socket.create_connection(door.getsockname(), 0.3)
+        before.close(), taken.close()
 
 
 def test_a_bulk_upload_says_what_is_stored(tmp_path: Path) -> None:
