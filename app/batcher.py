@@ -13,7 +13,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from app.errors import DeadlineExceeded, Draining, InferenceFailed, QueueFull
 from app.lanes import INTERACTIVE_TURNS, Batched, Job, Lane, Lanes, Work
 from app.observer import Observer, Unobserved
 from app.ports import TextModel
+from app.precedence import Ahead, Precedence
 from model.embedding import Embedding, IntArray, Output
 
 MAX_RETRY_AFTER_S = 60
@@ -50,6 +52,7 @@ class Batcher:
         self._max_queue_tokens = max_queue_tokens
         self._lanes = Lanes()
         self._wake = threading.Condition()
+        self._precedence = Precedence(self._wake)
         self._closed = False
         self._tokens_per_s: float | None = None
         self._last_forward_worked = False
@@ -100,10 +103,12 @@ class Batcher:
         lane: Lane = "interactive",
         normalize: bool = True,
         deadline: float | None = None,
+        ahead: Ahead | None = None,
     ) -> Batched:
         """Embed texts given as token ids; a text whose forward pass fails has InferenceFailed in its place.
 
-        `deadline` is a time of the running loop's clock. Raises QueueFull, Draining, DeadlineExceeded.
+        `deadline` is a time of the running loop's clock; `ahead` is the search for which bulk work waits from
+        the answer on, if the answer is the interactive lane's. Raises QueueFull, Draining, DeadlineExceeded.
         """
         if not ids:
             return Batched([], 0.0, 0.0)
@@ -116,6 +121,7 @@ class Batcher:
             loop,
             loop.create_future(),
             time.monotonic(),
+            ahead,
         )
         self._enqueue(job)
         try:
@@ -129,6 +135,21 @@ class Batcher:
             # Who found all of its texts under way already has waited for no batch.
             taken = job.started_at or (time.monotonic() if job.left else job.queued_at)
             self._observer.waited(lane, taken - job.queued_at)
+
+    @contextmanager
+    def going_ahead(self) -> Iterator[Ahead]:
+        """Around a search for which bulk work waits once `submit` or `goes_ahead` has been told."""
+        ahead = Ahead()
+        try:
+            yield ahead
+        finally:
+            with self._wake:
+                self._precedence.ended(ahead)
+
+    def goes_ahead(self, ahead: Ahead) -> None:
+        """Have bulk work wait for a search that asks nothing of the model, or no more."""
+        with self._wake:
+            self._precedence.begun(ahead)
 
     def _enqueue(self, job: Job) -> None:
         with self._wake:
@@ -202,10 +223,17 @@ class Batcher:
             self._nested_s = nested + time.monotonic() - began
 
     def _serve_interactive(self) -> None:
-        """Serve who waits in the interactive lane, for some turns; called between parts of a bulk batch."""
+        """Serve who waits in the interactive lane, for some turns; called between parts of a bulk batch.
+
+        Then wait for the searches that are under way with what they were served.
+        """
         for _ in range(INTERACTIVE_TURNS):
             with self._wake:
+                held_s = self._precedence.wait(lambda: bool(self._lanes.jobs["interactive"]))
                 batch = self._take("interactive")
+            if held_s:
+                self._nested_s += held_s
+                self._observer.held(held_s)
             if not batch:
                 break
             self._serve(batch)
@@ -283,6 +311,8 @@ class Batcher:
                     job.left -= 1
                     if not job.left:
                         finished.append(job)
+                        if job.ahead is not None and job.lane == "interactive":
+                            self._precedence.begun(job.ahead)
             self._forget(batch)
         for job in finished:
             _tell(job, _answer(job))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.errors import InferenceFailed
+from app.precedence import Ahead
 from model.embedding import Embedding, IntArray, Output
 
 Lane = Literal["interactive", "bulk"]
@@ -50,6 +51,8 @@ class Job:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Batched]
     queued_at: float
+    ahead: Ahead | None = None
+    """The search that goes on with the answer, ahead of bulk work."""
     results: list[Embedding | InferenceFailed | None] = field(default_factory=list)
     left: int = 0
     """Results that are missing."""

@@ -122,6 +122,10 @@ class Metrics:
             "trivec_forward_failures_total",
             "Forward passes that raised, had not enough memory, or gave no sound numbers.",
         )
+        self._held = counter(
+            "trivec_bulk_held_seconds_total",
+            "Seconds for which bulk batches waited for searches that were under way in the index.",
+        )
         self._cache_hits = counter("trivec_cache_hits_total", "Query texts whose embedding was in the cache.")
         self._cache_misses = counter(
             "trivec_cache_misses_total", "Query texts that were looked for in the cache and not found."
@@ -229,6 +233,10 @@ class Metrics:
     def forward_failed(self) -> None:
         """See `Observer`."""
         self._failures.inc()
+
+    def held(self, seconds: float) -> None:
+        """See `Observer`."""
+        self._held.inc(seconds)
 
     def texts_truncated(self, count: int) -> None:
         """Texts that were cut."""

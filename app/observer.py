@@ -19,6 +19,9 @@ class Observer(Protocol):
     def forward_failed(self) -> None:
         """A forward pass raised, or gave what is no result."""
 
+    def held(self, seconds: float) -> None:
+        """A bulk batch has waited so long for searches that were under way."""
+
 
 class Unobserved:
     """Nobody counts."""
@@ -30,4 +33,7 @@ class Unobserved:
         """See `Observer`."""
 
     def forward_failed(self) -> None:
+        """See `Observer`."""
+
+    def held(self, seconds: float) -> None:
         """See `Observer`."""

@@ -37,6 +37,7 @@ from app.index.warming import Warmer, import_kernels
 from app.lanes import Batched, Lane
 from app.metrics import Metrics
 from app.ports import TextModel, Tokenized
+from app.precedence import Ahead
 from app.progress import Bars
 from app.searches import Searches
 from app.settings import ApiKey, Settings
@@ -231,8 +232,10 @@ class Service:
         """Look something up in the index in a worker thread; nobody waits where the client has gone."""
         return await abandonable(work, self._looking)
 
-    async def search(self, work: Callable[[], T]) -> T:
-        """Search the index in a worker thread; nobody waits where the client has gone."""
+    async def search(self, work: Callable[[], T], ahead: Ahead | None = None) -> T:
+        """Search the index in a worker thread; nobody waits where the client has gone. Bulk work may wait."""
+        if ahead is not None:
+            self.batcher.goes_ahead(ahead)
         return await abandonable(self.searches.timed(work), self._indexing)
 
     async def write(self, work: Callable[[], T]) -> T:
@@ -278,6 +281,7 @@ class Service:
         outputs: AbstractSet[Output],
         max_length: int,
         count_terms: Counting | None = None,
+        ahead: Ahead | None = None,
     ) -> Embedded:
         """`embed` of searches' queries: those that were asked before come from the cache."""
         asked = [Asked(text, max_length, frozenset(outputs), count_terms) for text in texts]
@@ -287,7 +291,7 @@ class Service:
         if missing:
             unknown = [one.text for one in missing]
             tokens = await self.tokenize(unknown, max_length, count_terms=count_terms)
-            fresh = await self.embed_tokens(record, tokens, outputs)
+            fresh = await self.embed_tokens(record, tokens, outputs, ahead=ahead)
             for one, embedding, tokenized in zip(missing, fresh.embeddings, fresh.tokenized, strict=True):
                 found[one] = embedding, tokenized
                 self.cache.put(one, found[one])
@@ -303,12 +307,13 @@ class Service:
         outputs: AbstractSet[Output],
         *,
         normalize: bool = True,
+        ahead: Ahead | None = None,
     ) -> Embedded:
         """Tokenised texts to embeddings; the request's size chooses its lane. Raises AnswerTooLarge."""
         tokens = [one.ids.size for one in tokenized]
         check_vectors(tokens, outputs, self.model.card, self.settings.max_answer_bytes)
         lane: Lane = "interactive" if sum(tokens) <= INTERACTIVE_TOKENS else "bulk"
-        answer = await self._submit(record, tokenized, outputs, lane, normalize)
+        answer = await self._submit(record, tokenized, outputs, lane, normalize, ahead)
         pairs = zip(answer.embeddings(), tokenized, strict=True)
         return Embedded([marked(one, source) for one, source in pairs], tokenized)
 
@@ -327,6 +332,7 @@ class Service:
         outputs: AbstractSet[Output],
         lane: Lane,
         normalize: bool,
+        ahead: Ahead | None = None,
     ) -> Batched:
         ids = [one.ids for one in tokenized]
         tokens, cut = sum(one.size for one in ids), sum(one.total > len(one.ids) for one in tokenized)
@@ -336,7 +342,7 @@ class Service:
         self.metrics.texts_truncated(cut)
         with self._tracing.span("model", texts=len(ids), tokens=tokens, lane=lane):
             began = time.monotonic()
-            answer = await self.batcher.submit(ids, outputs, lane=lane, normalize=normalize)
+            answer = await self.batcher.submit(ids, outputs, lane=lane, normalize=normalize, ahead=ahead)
             taken = began + answer.queue_ms / 1000
             self._tracing.interval("queue", began, taken)
             self._tracing.interval("inference", taken, time.monotonic(), computed_ms=answer.inference_ms)

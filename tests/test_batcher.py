@@ -454,6 +454,7 @@ class Notes:
     waits: list[tuple[Lane, float]] = field(default_factory=list)
     batches: list[tuple[Lane, int, int]] = field(default_factory=list)
     failed: int = 0
+    held_s: float = 0.0
 
     def waited(self, lane: Lane, seconds: float) -> None:
         self.waits.append((lane, seconds))
@@ -464,6 +465,9 @@ class Notes:
 
     def forward_failed(self) -> None:
         self.failed += 1
+
+    def held(self, seconds: float) -> None:
+        self.held_s += seconds
 
 
 def test_batches_are_told_also_those_between_the_parts_of_another() -> None:

@@ -7,7 +7,8 @@ Legend: n documents, M query vectors, D hidden size.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ from app.index.values import LEGS, CollectionInfo
 from app.index.workers import Workers
 from model.embedding import Embedding, LexicalWeights
 
-PAGE = 256
-"""Documents whose stored vectors are in memory at once."""
+PAGE = 16
+"""Documents that are read together: their token vectors are scored while the next ones are read."""
 
 
 def score(
@@ -43,7 +44,13 @@ def score(
     Damaged documents are reported and left out. NaN where query or document lacks what a leg needs.
     StorageDamaged where stored bytes make no vectors.
     """
-    pages = [_page(connection, page, query, asked, info, workers, report) for page in _pages(keys)]
+
+    def reading() -> Iterator[Callable[[], Scored]]:
+        for page in _pages(keys):
+            found = fetch.vectors(connection, page, colbert=query.colbert is not None, report=report)
+            yield partial(_scored, found, query, asked, info)
+
+    pages = workers.run_as_made(reading())
     if len(pages) == 1:
         return pages[0]
     empty = np.empty(0, np.float64)
@@ -56,21 +63,12 @@ def _pages(keys: Keys) -> list[Keys]:
     return [keys[first : first + PAGE] for first in range(0, len(keys), PAGE)]
 
 
-def _page(
-    connection: sqlite3.Connection,
-    keys: Keys,
-    query: Embedding,
-    asked: Asked | None,
-    info: CollectionInfo,
-    workers: Workers,
-    report: Report,
-) -> Scored:
-    found = fetch.vectors(connection, keys, colbert=query.colbert is not None, report=report)
+def _scored(found: fetch.Vectors, query: Embedding, asked: Asked | None, info: CollectionInfo) -> Scored:
     try:
         legs = Legs(
             _dense(query, found.dense, info.hidden_size),
             _sparse(query, found.indices, found.values),
-            _colbert(query, found.codes, info, workers),
+            _colbert(query, found.codes, info),
             _bm25(asked, found.terms, found.counts),
         )
     except ValueError as error:
@@ -130,12 +128,10 @@ def _plain(weights: LexicalWeights) -> tuple[NDArray[np.int32], NDArray[np.float
     return np.ascontiguousarray(weights.indices, np.int32), np.ascontiguousarray(weights.values, np.float32)
 
 
-def _colbert(
-    query: Embedding, codes: Sequence[bytes | None], info: CollectionInfo, workers: Workers
-) -> NDArray[np.float64]:
+def _colbert(query: Embedding, codes: Sequence[bytes | None], info: CollectionInfo) -> NDArray[np.float64]:
     scores = np.full(len(codes), np.nan)
     present = [place for place, blob in enumerate(codes) if blob is not None]
     if query.colbert is not None and present:
         blobs = [blob for blob in codes if blob is not None]
-        scores[present] = codec(info.settings.colbert, info.colbert_dim).maxsim(query.colbert, blobs, workers)
+        scores[present] = codec(info.settings.colbert, info.colbert_dim).maxsim(query.colbert, blobs)
     return scores

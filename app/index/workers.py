@@ -6,7 +6,8 @@ The caller's own thread takes a share, so that a search never waits for threads 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import zip_longest
@@ -14,6 +15,9 @@ from typing import TypeVar
 
 MOST_THREADS = 16
 """More gain nothing for one query."""
+
+WAITING = 2
+"""Tasks that wait for each thread before whoever makes them lends a hand."""
 
 Result = TypeVar("Result")
 
@@ -43,6 +47,35 @@ class Workers:
         finally:
             for future in futures:
                 future.cancel()
+        return results
+
+    def run_as_made(self, tasks: Iterator[Callable[[], Result]]) -> list[Result]:
+        """The results, in order, of tasks that this thread makes one by one while others run them.
+
+        A few wait at most: where the others do not keep up, and in the end, this thread runs them too.
+        """
+        results: list[Result] = []
+        waiting: deque[tuple[Callable[[], Result], Future[Result] | None]] = deque()
+
+        def finish() -> None:
+            task, future = waiting.popleft()
+            results.append(task() if future is None or future.cancel() else future.result())
+
+        try:
+            for task in tasks:
+                if len(waiting) >= WAITING * self.threads:
+                    finish()
+                future = None
+                if self.threads > 1:
+                    with suppress(RuntimeError):  # closed: this thread then does it all
+                        future = self._pool.submit(task)
+                waiting.append((task, future))
+            while waiting:
+                finish()
+        finally:
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
         return results
 
     def close(self) -> None:

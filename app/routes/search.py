@@ -17,6 +17,7 @@ from app.index.collection import Collection, Hit, LegRanks, LegScores, SearchReq
 from app.index.errors import CollectionNotFound, HitsTooLarge
 from app.index.filters import parse
 from app.index.search import check_bm25, value_bytes
+from app.precedence import Ahead
 from app.routes.common import (
     CHARACTERS_A_VALUE,
     OUTPUTS_OF_MODE,
@@ -76,19 +77,34 @@ async def _search(service: Service, record: Record, name: str, body: SearchBody)
 
 async def _answered(service: Service, record: Record, name: str, body: SearchBody) -> Response:
     template = _checked(service, body)
+    with service.batcher.going_ahead() as ahead:
+        # A list of queries is no person who waits.
+        return await _found(
+            service, record, name, body, template, None if isinstance(body.query, list) else ahead
+        )
+
+
+async def _found(
+    service: Service,
+    record: Record,
+    name: str,
+    body: SearchBody,
+    template: partial[SearchRequest],
+    ahead: Ahead | None,
+) -> Response:
     collection = await service.in_index(partial(_for_reading, service, name))
     if collection is None:
         found: list[list[dict[str, Any]]] = [[] for _ in _texts(body) or [""]]
     else:
         # Before the model works for a search that cannot be answered.
         check_bm25(body.mode, fusion_weights(body.weights), collection.info)
-        sides = await _queries(service, record, body, bm25=collection.info.settings.bm25)
+        sides = await _queries(service, record, body, ahead, bm25=collection.info.settings.bm25)
         found, left = [], service.settings.max_answer_bytes
         for side in sides:
             terms = None if side.tokens is None else side.tokens.terms
             wanted = template(side.embedding, terms=terms, most_bytes=left)
             try:
-                one = await service.search(partial(_hits, service, collection, wanted, side, body))
+                one = await service.search(partial(_hits, service, collection, wanted, side, body), ahead)
             except HitsTooLarge:
                 raise AnswerTooLarge(_too_large(service.settings.max_answer_bytes), param="top_k") from None
             found.append([fields for fields, _ in one])
@@ -147,7 +163,9 @@ def _for_reading(service: Service, name: str) -> Collection | None:
     return collection
 
 
-async def _queries(service: Service, record: Record, body: SearchBody, *, bm25: bool) -> list[Side]:
+async def _queries(
+    service: Service, record: Record, body: SearchBody, ahead: Ahead | None, *, bm25: bool
+) -> list[Side]:
     """The queries' vectors, with their tokens where they came as texts.
 
     The mode bm25 asks for tokens alone: they are not embedded.
@@ -164,7 +182,7 @@ async def _queries(service: Service, record: Record, body: SearchBody, *, bm25: 
         tokenized = await service.tokenize(listed(body.query), limit, count_terms=counting)
         return [Side(Embedding(tokens=len(one.ids)), one) for one in tokenized]
     outputs = frozenset(card.outputs)
-    embedded = await service.embed_queries(record, listed(body.query), outputs, limit, counting)
+    embedded = await service.embed_queries(record, listed(body.query), outputs, limit, counting, ahead)
     return [Side(*pair) for pair in zip(embedded.embeddings, embedded.tokenized, strict=True)]
 
 
