@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from tests.test_batcher import DENSE, Notes, batching, ids, queued, standing
 LONG_S = 600.0
 A_WHILE_S = 0.2
 """Bulk work that does not wait is done long before."""
+GIVEN_S = 60.0
+"""Instead of waiting for ever where bulk work waits for nobody."""
+
+
+def within(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, GIVEN_S))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +51,7 @@ def test_bulk_work_waits_until_the_search_has_ended() -> None:
             assert notes.held_s >= A_WHILE_S
         assert model.batches == [[3, 3, 3], [3], [3]]
 
-    asyncio.run(run())
+    within(run())
 
 
 def test_bulk_work_waits_for_a_search_without_the_model() -> None:
@@ -57,7 +64,7 @@ def test_bulk_work_waits_for_a_search_without_the_model() -> None:
                 await asyncio.sleep(A_WHILE_S)
                 assert not bulk.done()
 
-    asyncio.run(run())
+    within(run())
 
 
 def test_a_search_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +80,7 @@ def test_a_search_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> N
             async with standing(model, batcher, [ids(10), ids(11)]):
                 batcher.goes_ahead(endless)  # it has had its time
 
-    asyncio.run(run())
+    within(run())
 
 
 @pytest.mark.parametrize("lane", ["interactive", "bulk"])
@@ -91,7 +98,7 @@ def test_who_has_left_or_takes_the_bulk_lane_holds_nobody(lane: Lane) -> None:
                         assert (await batcher.submit([ids(12), ids(13)], DENSE, lane="bulk")).embeddings()
             await query
 
-    asyncio.run(run())
+    within(run())
 
 
 def test_one_that_has_ended_does_not_begin_again() -> None:
@@ -153,4 +160,4 @@ def test_searches_over_http(
             held = float(found.split("\ntrivec_bulk_held_seconds_total ")[1].split()[0])
             assert (held > 0) == (not isinstance(body["query"], list))
 
-    asyncio.run(run())
+    within(run())
