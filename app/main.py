@@ -84,7 +84,7 @@ def create_app(
     for router in (*own, openai.router, rerankers.router, cohere.router, tei.router, tei_ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
-    app.state.under_way = UnderWay()
+    app.state.under_way, app.state.metrics = UnderWay(), metrics
     app.add_middleware(
         Guard,
         max_body_bytes=settings.max_body_bytes,
