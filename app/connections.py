@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import select
 import socket
 import struct
@@ -21,7 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import islice
+from logging import getLogger
 from typing import Any, ClassVar
+
+from app.endings import Endings, Reason
+from app.metrics import Metrics
+from app.telemetry import PER_CONNECTION
 
 REFUSED_AT_ONCE = 64
 """Connections that are told why they are refused, at the same time; others are just closed."""
@@ -33,10 +37,6 @@ SLOW_BYTES_S = 1024
 """Bytes of a body a second; one that comes more slowly makes room for others where there is none."""
 DISMISSED_S = 1.0
 """Seconds for what was on its way on an idle connection, when the service ends, to come and be answered."""
-TOLD_EVERY_S = 10.0
-"""For the log to say again that there are too many."""
-
-_log = logging.getLogger("trivec.connections")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,18 @@ class Patience:
 class Connections:
     """The open connections of a server; `bounded` makes uvicorn's protocol obey them."""
 
-    def __init__(self, most: int, patience: Patience | None = None) -> None:
+    def __init__(
+        self, most: int, patience: Patience | None = None, *, metrics: Metrics | None = None
+    ) -> None:
         self.patience = patience or Patience()
         self._most = most
         self._open: set[Bounded] = set()
         self._idle: dict[Bounded, None] = {}
         self._sending: dict[Bounded, None] = {}
         self._refused: set[Bounded] = set()
-        self._told_at = -TOLD_EVERY_S
+        metrics = metrics or Metrics()
+        metrics.watch_connections(most, lambda: len(self._open), lambda: len(self._idle))
+        self.endings = Endings(metrics.connection_closed)
 
     def bounded(self, protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
         """uvicorn's protocol, for connections of this server."""
@@ -72,11 +76,11 @@ class Connections:
     def entered(self, one: Bounded) -> bool:
         """Take a new connection in, if there is room or room can be made."""
         if len(self._open) >= self._most:
-            self._tell()
             if (victim := self._dispensable()) is None:
                 return False
+            reason: Reason = "made_room" if victim in self._idle else "slow_body"
             self.left(victim)
-            victim.drop()
+            victim.drop(reason)
         self._open.add(one)
         return True
 
@@ -85,12 +89,6 @@ class Connections:
         quiet = [one for one in islice(self._idle, LOOKED_AT) if not one.asked]
         slow = (one for one in self._sending if one.sends_slowly)
         return next((one for one in quiet if one.unsent == 0), None) or next(iter(quiet), next(slow, None))
-
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now - self._told_at >= TOLD_EVERY_S:
-            self._told_at = now
-            _log.warning("there are %d connections, as many as are allowed", self._most)
 
     def refused(self, one: Bounded) -> bool:
         """Whether there is room for one more who is told that there is none."""
@@ -130,7 +128,7 @@ class Connections:
     def drop_all(self) -> None:
         """Close what is still open, whatever has not been sent."""
         for one in (*self._open, *self._refused):
-            one.drop()
+            one.drop("cut_off")
 
 
 class Bounded(asyncio.Protocol):
@@ -139,21 +137,25 @@ class Bounded(asyncio.Protocol):
     crowd: ClassVar[Connections]
     cycle: Any
     transport: Any
+    logger: Any
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection in, or say that there are too many."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._deaf = False
+        self._counted = False
         self._begun = False
+        self.logger = getLogger(PER_CONNECTION)
         self._body_since, self._body_bytes = 0.0, 0
         super().connection_made(_Gentle(transport, self))  # type: ignore[arg-type]
         if self.crowd.entered(self):
             self.crowd.idle(self)
             self._after("head", self.crowd.patience.head_s, self.retire)
         elif self.crowd.refused(self):
-            self._answer(503, "too_many_connections", "there are too many connections; try again", "1")
+            words = "there are too many connections; try again"
+            self._answer("too_many", 503, "too_many_connections", words, "1")
         else:
-            self.drop()
+            self.drop("too_many")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -169,7 +171,7 @@ class Bounded(asyncio.Protocol):
         was_at_work = self.at_work
         if not was_at_work and not self._begun:
             self._begun = True
-            self._after("head", self.crowd.patience.head_s, self.transport.close)
+            self._after("head", self.crowd.patience.head_s, self._give_up)
         super().data_received(data)
         if self.at_work:
             if not was_at_work:
@@ -200,9 +202,9 @@ class Bounded(asyncio.Protocol):
             started, self.cycle.disconnected = self.cycle.response_started, True
             self.cycle.message_event.set()
             if started:
-                self.drop()
+                self.drop("malformed_http")
                 return
-        self._answer(400, "malformed_http", "the bytes are no HTTP request")
+        self._answer("malformed_http", 400, "malformed_http", "the bytes are no HTTP request")
 
     def pause_writing(self) -> None:
         """The client reads more slowly than its answer is written."""
@@ -245,6 +247,11 @@ class Bounded(asyncio.Protocol):
     def retire(self) -> None:
         """Close it unless it has a request."""
         if not self.at_work and not self.transport.is_closing() and not self._deaf and not self.asked:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self._count("slow_head")
             self.transport.close()
 
     def dismiss(self) -> None:
@@ -253,10 +260,12 @@ class Bounded(asyncio.Protocol):
         A client that has asked takes the answer for its own, one that has not throws it away (RFC 9112, 9.2).
         """
         if not self.at_work and not self.transport.is_closing() and not self._deaf and not self.asked:
-            self._answer(503, "draining", "the service is shutting down", "1", DISMISSED_S)
+            self._answer("dismissed", 503, "draining", "the service is shutting down", "1", DISMISSED_S)
 
-    def drop(self) -> None:
+    def drop(self, reason: Reason | None = None) -> None:
         """Close it now; what is unsent is thrown away, by the system too."""
+        if reason is not None:
+            self._count(reason)
         if self.unsent:
             off = struct.pack("ii", 1, 0)
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
@@ -268,7 +277,7 @@ class Bounded(asyncio.Protocol):
 
         def look() -> None:
             if before - self.unsent < min(before, TAKEN_BYTES):
-                self.drop()
+                self.drop("stalled_reader")
             else:
                 self.watch_unsent()
 
@@ -282,8 +291,15 @@ class Bounded(asyncio.Protocol):
             self.transport.write_eof()
             self._after("linger", seconds or self.crowd.patience.linger_s, self.drop)
 
+    def _count(self, reason: Reason, request_id: str | None = None) -> None:
+        """A connection ends once: what closes it in the end is not why."""
+        if not self._counted:
+            self._counted = True
+            self.crowd.endings.add(reason, request_id)
+
     def _answer(
         self,
+        reason: Reason,
         status: int,
         code: str,
         message: str,
@@ -291,6 +307,7 @@ class Bounded(asyncio.Protocol):
         linger_s: float | None = None,
     ) -> None:
         request_id = uuid.uuid4().hex
+        self._count(reason, request_id)
         error = {"code": code, "message": message, "param": None, "request_id": request_id}
         body = json.dumps({"error": error}).encode()
         headers = [

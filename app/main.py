@@ -19,7 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic.json_schema import models_json_schema
 
 from app import errors
-from app.cors import Cors
+from app.cors import Cors, Preflights
 from app.deflate import Deflated
 from app.guard import Guard, Heads, UnderWay
 from app.index.collection import Database
@@ -84,7 +84,7 @@ def create_app(
     for router in (*own, openai.router, rerankers.router, cohere.router, tei.router, tei_ops.router):
         app.include_router(router, dependencies=guarded)
     errors.install(app)
-    app.state.under_way = UnderWay()
+    app.state.under_way, app.state.metrics = UnderWay(), metrics
     app.add_middleware(
         Guard,
         max_body_bytes=settings.max_body_bytes,
@@ -93,7 +93,9 @@ def create_app(
     )
     app.add_middleware(Deflated, max_bytes=settings.gzip_max_bytes)
     app.add_middleware(Heads)
-    # The last one added is the outermost.
+    # The last one added is the outermost. Telemetry sees preflights, and its own 500 can be read by pages.
+    if settings.cors_origins:
+        app.add_middleware(Preflights, origins=settings.cors_origins)
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)

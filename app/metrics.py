@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import get_args
@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from app.endings import Reason
 from app.index.timing import Change, Stage, Upkeep, Work
 from app.lanes import Lane
 
@@ -88,6 +89,20 @@ class Metrics:
         )
         self._documents_stored = counter(
             "trivec_documents_stored_total", "Documents of uploads that are durable and searchable."
+        )
+
+        self._connections = gauge(
+            "trivec_connections", "Open connections, those of this scrape among them; `trivec serve` only."
+        )
+        self._idle_connections = gauge("trivec_idle_connections", "Of these, those without a request.")
+        self._connections_limit = gauge(
+            "trivec_connections_limit",
+            "Open connections beyond which an idle one is closed or the new one is refused.",
+        )
+        self._connections_closed = counter(
+            "trivec_connections_closed_total",
+            "Connections that the server refused or closed by itself, by reason.",
+            ["reason"],
         )
 
         self._queue_wait = histogram(
@@ -169,6 +184,7 @@ class Metrics:
             ):
                 metric.labels(lane)
         for kinds, metric in (
+            (Reason, self._connections_closed),
             (Stage, self._stages),
             (Change, self._changes),
             (Upkeep, self._upkeep),
@@ -208,6 +224,16 @@ class Metrics:
         self._sent.labels(route).inc(sent)
         if code:
             self._errors.labels(code).inc()
+
+    def watch_connections(self, most: int, open_now: Callable[[], int], idle_now: Callable[[], int]) -> None:
+        """Ask a server for its connections at each scrape, in the scrape's thread."""
+        self._connections_limit.set(most)
+        self._connections.set_function(open_now)
+        self._idle_connections.set_function(idle_now)
+
+    def connection_closed(self, reason: Reason) -> None:
+        """A connection that the server has ended by itself."""
+        self._connections_closed.labels(reason).inc()
 
     def documents_stored(self, count: int) -> None:
         """Documents that are durable."""

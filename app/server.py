@@ -78,7 +78,8 @@ def serve(settings: Settings) -> int:
     )
     configure_logging(settings.log_level)
     watchdog = Watchdog(settings.shutdown_timeout_s + EXTRA_S)
-    connections = Connections(_connections_possible(settings.max_connections))
+    most = _connections_possible(settings.max_connections)
+    connections = Connections(most, metrics=app.state.metrics)
     server = _AnnouncingServer(config, app, connections, watchdog)
     try:
         server.run()
@@ -124,7 +125,7 @@ class _AnnouncingServer(uvicorn.Server):
         self.told: int | None = None
         """The signal that has come."""
         self._app = app
-        self._crowd = connections or Connections(most=1000)
+        self._crowd = connections or Connections(most=1000, metrics=app.state.metrics)
         self._watchdog = watchdog
         self._welcome: asyncio.Task[None] | None = None
         if not config.loaded:
@@ -163,6 +164,11 @@ class _AnnouncingServer(uvicorn.Server):
         _say(f"Trivec listens on {url} and loads {service.settings.checkpoint} ...")
         self._welcome = asyncio.create_task(_welcome_when_ready(service, url))
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: what there is to tell of connections is told when its time has come."""
+        self._crowd.endings.tell_due()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, answer what has been sent on those there are, then close the index.
 
@@ -179,6 +185,7 @@ class _AnnouncingServer(uvicorn.Server):
         while self._busy and time.monotonic() < answered_by:
             await self._dismiss_idle(idle_until)
         self._crowd.drop_all()
+        self._crowd.endings.tell_rest()
         tasks = [task for task in (*self.server_state.tasks, self._welcome) if task is not None]
         for task in tasks:
             task.cancel()

@@ -32,6 +32,9 @@ CLIENT_GONE_STATUS = 499
 CLIENT_GONE = "client_gone"
 """The code that stands beside it."""
 
+PER_CONNECTION = "uvicorn.error.connection"
+"""Where uvicorn warns of every head that is no HTTP and of every upgrade that is asked for."""
+
 _log = logging.getLogger("trivec.requests")
 
 
@@ -223,7 +226,8 @@ class Strangers(JsonLines):
 def configure_logging(level: str) -> None:
     """Send all log lines to stderr as JSON; for the command line, never for `create_app`.
 
-    Of libraries (uvicorn, asyncio, the exporter of traces) only warnings and worse are written.
+    Of libraries (uvicorn, asyncio, the exporter of traces) only warnings and worse are written, and of
+    uvicorn's on single connections only errors, for anybody could fill the log: see `app.endings`.
     """
     for name, formatter, least in (
         ("trivec", JsonLines(), level.upper()),
@@ -234,4 +238,5 @@ def configure_logging(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(least)
+    logging.getLogger(PER_CONNECTION).setLevel("ERROR")
     logging.getLogger("trivec").propagate = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from starlette.testclient import TestClient
 
 from app.settings import Settings
 from tests.http_helpers import problem, serving
+from tests.metrics_helpers import scraped
+from tests.test_logs import lines_of
 
 HOME, OTHER = "https://app.example.com", "https://evil.example"
 PREFLIGHT = {
@@ -51,7 +55,7 @@ def test_a_preflight_needs_no_key(client: TestClient) -> None:
     assert "DELETE" in answer.headers["Access-Control-Allow-Methods"].split(", ")
     assert answer.headers["Access-Control-Allow-Headers"] == PREFLIGHT["Access-Control-Request-Headers"]
     assert int(answer.headers["Access-Control-Max-Age"]) > 0
-    assert "Origin" in answer.headers["Vary"]
+    assert answer.headers["Vary"] == "Access-Control-Request-Headers, Origin"
     assert "Access-Control-Allow-Credentials" not in answer.headers
     plain = client.options("/embed", headers={"Origin": HOME, "Access-Control-Request-Method": "POST"})
     assert plain.status_code == 204 and "Access-Control-Allow-Headers" not in plain.headers
@@ -126,3 +130,20 @@ def test_origins_that_a_browser_sends(origin: str) -> None:
 def test_origins_that_no_browser_sends(origin: str) -> None:
     with pytest.raises(ValidationError, match="origins"):
         Settings(cors_origins=origin)
+
+
+def test_a_preflight_is_a_request_like_any_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(tmp_path, cors_origins=HOME, api_keys="key") as client:
+        with caplog.at_level(logging.INFO, "trivec.requests"):
+            answers = [
+                client.options(path, headers={**PREFLIGHT, "X-Request-ID": f"ours-{path}"})
+                for path in ("/embed", "/collections/private")
+            ]
+        found = scraped(client, Authorization="Bearer key")
+    lines = lines_of(caplog)
+    told = [(one["method"], one["route"], one["status"], one["code"]) for one in lines]
+    assert told == [("OPTIONS", "unmatched", 204, None)] * 2  # nobody has looked for a route
+    assert [one["request_id"] for one in lines] == ["ours-/embed", "ours-/collections/private"]
+    assert [one.headers["X-Request-ID"] for one in answers] == [one["request_id"] for one in lines]
+    assert "private" not in json.dumps([{**one, "request_id": ""} for one in lines])
+    assert found("trivec_requests_total", method="OPTIONS", status="204") == 2

@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.endings import Reason
 from tests.http_helpers import serving
 from tests.test_logs import FIELDS
 from tests.test_metrics import DOCUMENTS, Padded
@@ -68,6 +69,12 @@ def test_the_page_has_the_table_of_what_is_exposed(families: dict[str, Metric]) 
 def test_the_page_has_every_field_of_a_log_line() -> None:
     for field in FIELDS | {"trace_id"}:
         assert f"`{field}`" in PAGE, field
+
+
+def test_the_page_has_every_reason_to_close_a_connection(families: dict[str, Metric]) -> None:
+    assert all(f"| `{reason}` |" in PAGE for reason in get_args(Reason))
+    begun = {one.labels["reason"] for one in families["trivec_connections_closed"].samples}
+    assert begun == set(get_args(Reason))  # from the beginning, at 0: a first increase is seen only so
 
 
 def test_the_page_has_every_span(tmp_path: Path) -> None:

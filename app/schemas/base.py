@@ -18,6 +18,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from app.schemas.integers import INTEGERS_WITHIN
+
 Text = Annotated[str, StringConstraints(min_length=1)]
 OutputName = Literal["dense", "sparse", "colbert"]
 KindName = Literal["query", "passage"]
@@ -138,7 +140,7 @@ def text_of(item: str | TextObject) -> str:
 class SparseWeights(RequestBody):
     """Lexical weights: distinct token ids and a positive weight for each."""
 
-    indices: list[int] = Field(description="Distinct token ids.")
+    indices: Annotated[list[int], INTEGERS_WITHIN] = Field(description="Distinct token ids.")
     values: list[float] = Field(description="A weight greater than 0 for each id.")
 
 
@@ -165,7 +167,7 @@ class EmbeddingBody(RequestBody):
         default=None,
         description="A row of [C] numbers for each token vector, or base64 of all rows, one after the other.",
     )
-    colbert_shape: list[int] | None = Field(
+    colbert_shape: Annotated[list[int], INTEGERS_WITHIN] | None = Field(
         default=None,
         min_length=2,
         max_length=2,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.schemas.base import Cut, ForeignBody, RefusedIfFilled, ResponseBody, Text, VectorKind
+from app.schemas.integers import Count, Kept
 from app.schemas.rerankers import Meta
 
 
@@ -43,13 +44,12 @@ class CohereEmbedRequest(ForeignBody):
         default=None, description="The formats wanted; `float` unless given."
     )
     truncate: Cut | None = Field(default=None, description="What becomes of long texts; `END` unless given.")
-    max_tokens: int | None = Field(
+    max_tokens: Kept | None = Field(
         default=None,
-        ge=2,
         description="Tokens kept of each text, `<s>` and `</s>` included; capped at the model's limit.",
     )
-    output_dimension: int | None = Field(
-        default=None, ge=1, description="The model's own width or nothing: its vectors cannot be shortened."
+    output_dimension: Count | None = Field(
+        default=None, description="The model's own width or nothing: its vectors cannot be shortened."
     )
 
 

@@ -17,6 +17,7 @@ from app.schemas.base import (
     SearchWeights,
     Usage,
 )
+from app.schemas.integers import INTEGER
 
 MAX_ID_BYTES = 512
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES)]
@@ -34,10 +35,8 @@ class CollectionBody(RequestBody):
         default="float16",
         description="How token vectors are stored. 1024 numbers take 2 KB as float16, 260 bytes as 2bit.",
     )
-    colbert_pooling: int = Field(
+    colbert_pooling: Annotated[int, Field(ge=1, le=8), INTEGER] = Field(
         default=1,
-        ge=1,
-        le=8,
         description="Merge neighbouring token vectors that are nearly the same until one in so many is left.",
     )
     colbert_candidates: bool = Field(

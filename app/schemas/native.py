@@ -19,6 +19,7 @@ from app.schemas.base import (
     WeightsBody,
     branch,
 )
+from app.schemas.integers import Count, Length
 
 
 class EmbedRequest(RequestBody):
@@ -29,8 +30,8 @@ class EmbedRequest(RequestBody):
     outputs: list[OutputName] | None = Field(
         default=None, min_length=1, description="The outputs wanted; all that the model has unless given."
     )
-    max_length: int | None = Field(
-        default=None, ge=2, le=8192, description="Tokens kept of each text, `<s>` and `</s>` included."
+    max_length: Length | None = Field(
+        default=None, description="Tokens kept of each text, `<s>` and `</s>` included."
     )
     truncate: bool = Field(default=True, description="false answers 413 where a text is longer.")
     normalize: bool = Field(default=True, description="Unit length for dense and ColBERT vectors.")
@@ -110,7 +111,7 @@ class RerankRequest(RequestBody):
         description="Of the hybrid mode; 0.4, 0.2 and 0.4 unless given, and of those given the ones left out "
         "are 0.",
     )
-    top_n: int | None = Field(default=None, ge=1, description="Results returned; all unless given.")
+    top_n: Count | None = Field(default=None, description="Results returned; all unless given.")
     return_documents: bool = Field(default=False, description="Also each document's text.")
 
 
@@ -137,8 +138,8 @@ class TokenizeRequest(RequestBody):
 
     texts: Texts = Field(description="One text or several.")
     kind: KindName = Field(default="passage", description="Chooses the default `max_length`.")
-    max_length: int | None = Field(
-        default=None, ge=2, le=8192, description="Tokens kept of each text, `<s>` and `</s>` included."
+    max_length: Length | None = Field(
+        default=None, description="Tokens kept of each text, `<s>` and `</s>` included."
     )
 
 

@@ -17,6 +17,7 @@ from app.schemas.base import (
     VectorKind,
     branch,
 )
+from app.schemas.integers import INTEGERS_WITHIN, Count, Length
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -44,6 +45,7 @@ Input = Annotated[
         custom_error_type="wrong_type",
         custom_error_message="a text, texts, token ids or lists of token ids are expected",
     ),
+    INTEGERS_WITHIN,
 ]
 Truncate = Annotated[
     Annotated[bool, Tag("<bool>")] | Annotated[Cut, Tag("<word>")],
@@ -65,8 +67,8 @@ class EmbeddingsRequest(ForeignBody):
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None, description="Numbers, or base64 of little-endian float32."
     )
-    dimensions: int | None = Field(
-        default=None, ge=1, description="The model's own width or nothing: its vectors cannot be shortened."
+    dimensions: Count | None = Field(
+        default=None, description="The model's own width or nothing: its vectors cannot be shortened."
     )
     embedding_type: OneOrMore | None = Field(
         default=None,
@@ -82,9 +84,7 @@ class EmbeddingsRequest(ForeignBody):
     truncate: Truncate | None = Field(
         default=None, description="What becomes of long texts; cut at the end unless false or `NONE`."
     )
-    max_length: int | None = Field(
-        default=None, ge=2, le=8192, description="Trivec's own: tokens kept of each text."
-    )
+    max_length: Length | None = Field(default=None, description="Trivec's own: tokens kept of each text.")
     late_chunking: Annotated[bool | None, RefusedIfTrue] = Field(
         default=None, description="Jina's; true is refused."
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from app.schemas.base import ForeignBody, ResponseBody, TextItem
+from app.schemas.integers import Count, Kept
 
 ByTextAlone = WithJsonSchema(
     {"anyOf": [{"type": "array", "items": {"const": "text"}, "maxItems": 1}, {"type": "null"}]}
@@ -20,13 +21,12 @@ class ForeignRerankRequest(ForeignBody):
     query: TextItem = Field(description="What to be relevant to; a text, or Jina's `{text}`.")
     documents: list[TextItem] = Field(min_length=1, description="Texts, or objects with `text`.")
     model: str | None = Field(default=None, description="Any name is accepted.")
-    top_n: int | None = Field(default=None, ge=1, description="Results returned; all unless given.")
+    top_n: Count | None = Field(default=None, description="Results returned; all unless given.")
     return_documents: bool | None = Field(
         default=None, description="Also each document's text: true unless given at /v1, false at /v2."
     )
-    max_tokens_per_doc: int | None = Field(
+    max_tokens_per_doc: Kept | None = Field(
         default=None,
-        ge=2,
         description="Tokens kept of each document, `<s>` and `</s>` included; capped at the model's limit.",
     )
     rank_fields: Annotated[list[str] | None, ByTextAlone] = Field(

@@ -16,6 +16,7 @@ from app.schemas.base import (
     Text,
     Usage,
 )
+from app.schemas.integers import Count
 
 
 class EmbeddingQuery(RequestBody):
@@ -64,10 +65,9 @@ class SearchBody(RequestBody):
     fusion: Literal["weighted", "rrf"] = Field(
         default="weighted", description="How hybrid unites the scores."
     )
-    top_k: int = Field(default=10, ge=1, description="Hits returned.")
-    candidates: int | None = Field(
+    top_k: Count = Field(default=10, description="Hits returned.")
+    candidates: Count | None = Field(
         default=None,
-        ge=1,
         description="Documents that each leg puts up for exact scoring. Unless given, 100 or `top_k`, and "
         "more while others could still reach the top.",
     )

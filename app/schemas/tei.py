@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from app.schemas.base import ForeignBody, Refused, ResponseBody, branch
+from app.schemas.integers import INTEGERS_WITHIN, Count
 
 Filled = Annotated[str, Field(json_schema_extra={"minLength": 1})]
 """A text that the handlers refuse where it is empty."""
@@ -41,6 +42,7 @@ Inputs = Annotated[
         custom_error_type="wrong_type",
         custom_error_message="a string, a list of token ids, or a list of those is expected",
     ),
+    INTEGERS_WITHIN,
 ]
 """One text or several; a text may be given as the ids of its tokens."""
 
@@ -90,8 +92,8 @@ class TeiEmbedRequest(EmbedInputs):
     """Texts to embed as dense vectors."""
 
     normalize: bool | None = Field(default=None, description="Unit length; true unless given.")
-    dimensions: int | None = Field(
-        default=None, ge=1, description="Numbers kept of each vector, at most as many as the model has."
+    dimensions: Count | None = Field(
+        default=None, description="Numbers kept of each vector, at most as many as the model has."
     )
 
 
@@ -167,6 +169,7 @@ class TeiDecodeRequest(ForeignBody):
             custom_error_type="wrong_type",
             custom_error_message="a list of token ids or a list of such lists is expected",
         ),
+        INTEGERS_WITHIN,
     ] = Field(description="The ids of one text or of several.")
     skip_special_tokens: bool | None = Field(
         default=None, description="Leave out `<s>`, `</s>` and the like; true unless given."

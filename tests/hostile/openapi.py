@@ -27,7 +27,6 @@ LEAKS = re.compile(
 """What no refusal may tell: stacks, files, addresses, names of exceptions."""
 
 UNSAID: Mapping[str, tuple[str, ...]] = {
-    "5.0 is an integer to JSON Schema, and a fraction here": ("Input should be a valid integer",),
     "limits of the model and of the operator; /info tells them": (
         r"takes at most \d+ tokens",
         r"the limit is \d+$",

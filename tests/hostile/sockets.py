@@ -150,7 +150,7 @@ def served(
         access_log=False,
         timeout_keep_alive=keep_alive_s,
     )
-    server = _AnnouncingServer(config, app, Connections(most, patience))
+    server = _AnnouncingServer(config, app, Connections(most, patience, metrics=app.state.metrics))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -302,10 +302,10 @@ class Stub:
     unsent: int = 0
     sends_slowly: bool = False
     body_is_coming: bool = False
-    dropped: bool = False
+    dropped: str = ""
 
-    def drop(self) -> None:
-        self.dropped = True
+    def drop(self, reason: str) -> None:
+        self.dropped = reason
 
 
 def test_who_makes_room() -> None:
@@ -332,8 +332,10 @@ def test_who_makes_room() -> None:
         ([Stub(asked=True)], []),
     ):
         assert made_room(full(*stubs), *stubs) == gone
+        assert all(stubs[place].dropped == "made_room" for place in gone)
     slow, quick, busy = Stub(sends_slowly=True), Stub(), Stub(asked=True)
     assert made_room(full(busy, sending=(quick, slow)), busy, quick, slow) == [2]
+    assert slow.dropped == "slow_body"
     idle, slow = Stub(), Stub(sends_slowly=True)
     assert made_room(full(idle, sending=(slow,)), idle, slow) == [0]
 

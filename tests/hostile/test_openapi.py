@@ -180,7 +180,7 @@ def test_what_a_handler_refuses_is_in_the_document(
 def test_a_fraction_among_token_ids_is_named(tmp_path: Path, path: str, field: str) -> None:
     """Also the first of them: it decides what the list is taken for."""
     with serving(tmp_path) as client:
-        for ids, place in (([7.0, 8], 0), ([7, 8.5], 1)):
+        for ids, place in (([7.5, 8], 0), ([7, 8.5], 1), ([7.0, 8.5], 1)):
             said = json.dumps(client.post(path, json={field: ids}).json())
             assert f"{field}.{place}: Input should be a valid integer" in said
 
