@@ -78,6 +78,8 @@ async def _answered(service: Service, record: Record, name: str, body: SearchBod
     template = _checked(service, body)
     collection = await service.in_index(partial(_for_reading, service, name))
     if collection is None:
+        if not _texts(body):
+            await _queries(service, record, body, bm25=False)  # vectors are looked at all the same
         found: list[list[dict[str, Any]]] = [[] for _ in _texts(body) or [""]]
     else:
         # Before the model works for a search that cannot be answered.
