@@ -6,6 +6,7 @@ These run before FastAPI looks at the body, so that a stranger's thirty megabyte
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from email.message import Message
 from functools import partial
@@ -24,6 +25,7 @@ from app.service import service_of
 from app.settings import ApiKey
 from app.wire import LARGE_BODY_BYTES, parse_json
 
+_ZERO = re.compile(r"q\s*=\s*0(?:\.0*)?")
 REST_OF_PATH = "rest"
 """Name of the convertor for a path's last part, e.g. `{id:rest}`."""
 
@@ -130,6 +132,15 @@ class WriteRoute(_Gated):
     """Closed to read-only keys."""
 
     writes = True
+
+
+def accepts(request: Request, *kinds: str) -> bool:
+    """Whether `Accept` names one of these media types; `*/*` names none, `q=0` takes it back."""
+    for one in request.headers.get("accept", "").lower().split(","):
+        kind, *parameters = (part.strip() for part in one.split(";"))
+        if kind in kinds and not any(_ZERO.fullmatch(parameter) for parameter in parameters):
+            return True
+    return False
 
 
 def media_type(request: Request) -> str:

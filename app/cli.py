@@ -239,7 +239,9 @@ async def _index(options: argparse.Namespace) -> int:
     except ClientError as error:
         raise InputError(f"after {upserted} documents: {error}") from error
     for one in failed:
-        print(f"trivec: {options.input}: line {one['line']}: {one['message']}", file=sys.stderr)
+        # The index's own messages name the field.
+        field = f"{one['param']}: " if one["param"] and one["code"] == "invalid_request" else ""
+        print(f"trivec: {options.input}: line {one['line']}: {field}{one['message']}", file=sys.stderr)
     if options.json:
         print(json.dumps({"collection": options.collection, "upserted": upserted, "failed": failed}))
     else:

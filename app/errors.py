@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app.error_formats import Problem, error_format
 from app.index import errors as index
+from app.slashes import without_slashes
 from model.embedding import OUTPUTS
 
 REQUEST_ID = "trivec.request_id"
@@ -29,6 +30,8 @@ RECORD = "trivec.record"
 DRAINING_RETRY_S = 5
 """For another process to take over."""
 _MAX_PARAM_CHARS = 200
+_NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")
+"""Findings of pydantic's that speak of Python's types."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _log = logging.getLogger("trivec.errors")
 
@@ -225,8 +228,13 @@ def validation_problem(errors: Sequence[Mapping[str, object]]) -> Problem:
     # Branches of a union are tagged `<so>` in app.schemas; a client knows fields only.
     shown = ".".join(str(part) for part in parts if not str(part).startswith("<"))
     message = str(first.get("msg", "the value is not valid"))
-    if first.get("type") == "extra_forbidden":
+    kind = first.get("type")
+    if kind == "extra_forbidden":
         message = "there is no such field"
+    elif kind in _NO_OBJECT:
+        message = "an object is expected"
+    elif kind == "missing" and not shown:
+        message = "a JSON body is expected"
     return Problem(422, "invalid_request", message, _printable(shown)[:_MAX_PARAM_CHARS] or None)
 
 
@@ -271,6 +279,8 @@ def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every class of the table."""
     headers = error.headers if isinstance(error, HTTPException) else None
+    if isinstance(error, HTTPException) and error.status_code == 404 and (place := without_slashes(request)):
+        return RedirectResponse(place, 307)
     if isinstance(error, HTTPException) and error.status_code == 405:
         headers = {**(headers or {}), "Allow": ", ".join(_methods_of(request))}
     log_hidden(error, str(request.scope.get(REQUEST_ID, "")))

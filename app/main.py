@@ -74,6 +74,7 @@ def create_app(
         telemetry=OFF,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # see app.slashes
     )
     app.include_router(ops.health)
     app.include_router(tei_ops.health)

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.access import accepts
 from app.ingest import HandOn, Results
 from app.uploads import NDJSON_TYPES
 
@@ -26,8 +27,7 @@ Store = Callable[[HandOn], Awaitable[tuple[Results, dict[str, Any]]]]
 
 def wants_lines(request: Request) -> bool:
     """Whether the client asks for lines."""
-    accepted = request.headers.get("accept", "").lower()
-    return any(kind in accepted for kind in NDJSON_TYPES)
+    return accepts(request, *NDJSON_TYPES)
 
 
 class ResultLines(Response):

@@ -16,7 +16,7 @@ from app.guard import body_of
 from app.ndjson import lines
 from app.routes.common import check_count
 from app.service import Service
-from app.wire import LARGE_BODY_BYTES, parse_json
+from app.wire import LARGE_BODY_BYTES, check_pairs, may_hold_half_pairs, parse_unpaired
 
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
@@ -45,19 +45,34 @@ async def upload_of(request: Request, service: Service) -> Upload:
             "the body must be application/json or application/x-ndjson", param="Content-Type"
         )
     raw = await request.body()
-    large = len(raw) > LARGE_BODY_BYTES
-    body = await service.on_the_wire(partial(parse_json, raw)) if large else parse_json(raw)
+    listed = partial(_listed, raw, service.settings.max_texts)
+    entries = await service.on_the_wire(listed) if len(raw) > LARGE_BODY_BYTES else listed()
+    return Upload(_each(entries), streamed=False)
+
+
+def _listed(raw: bytes, most: int) -> list[Entry]:
+    """The documents of a JSON body; one that holds half a surrogate pair is not in the others' way."""
+    body = parse_unpaired(raw)
     if isinstance(body, dict):
-        if unknown := sorted(set(body) - {"documents"}):
+        check_pairs(dict.fromkeys(body))
+        if "documents" in body and (unknown := sorted(set(body) - {"documents"})):
             raise InvalidRequest("there is no such field", param=unknown[0][:200])
         body = body.get("documents")
     if not isinstance(body, list) or not body:
         raise InvalidRequest("a list of at least one document is expected", param="documents")
-    check_count(body, service.settings.max_texts, "documents")
-    return Upload(_each(body), streamed=False)
+    check_count(body, most, "documents")
+    return [_paired(one) for one in body] if may_hold_half_pairs(raw) else body
 
 
-async def _each(documents: list[Any]) -> AsyncIterator[Entry]:
+def _paired(document: Any) -> Entry:
+    try:
+        check_pairs(document)
+    except InvalidRequest as error:
+        return describe(error)
+    return document
+
+
+async def _each(documents: list[Entry]) -> AsyncIterator[Entry]:
     for document in documents:
         yield document
 

@@ -42,6 +42,14 @@ def parse_json(body: bytes) -> Any:
 
     Raises MalformedJson, or InvalidRequest naming the field that holds half a pair.
     """
+    value = parse_unpaired(body)
+    if may_hold_half_pairs(body):
+        check_pairs(value)
+    return value
+
+
+def parse_unpaired(body: bytes) -> Any:
+    """The same, but strings may hold half a surrogate pair: whoever asks checks the parts by themselves."""
     _check_brackets(body)
     # The parser is one call that holds the interpreter. A Python function for each number lets other
     # threads in between; for a small body that would only be slower.
@@ -59,8 +67,6 @@ def parse_json(body: bytes) -> Any:
     except ValueError:
         # Python refuses integers of thousands of digits; NaN and Infinity end here too.
         raise MalformedJson("the body holds a number that JSON or a double cannot hold") from None
-    if _SURROGATE_ESCAPE.search(body):
-        _check_pairs(value)
     return value
 
 
@@ -96,8 +102,13 @@ def _check_brackets(body: bytes) -> None:
         raise MalformedJson(f"the body nests deeper than {MAX_JSON_DEPTH} levels")
 
 
-def _check_pairs(value: Any, path: str = "") -> None:
-    """Raise where a string is no Unicode text: SQLite, the tokenizer and UTF-8 answers all need one."""
+def may_hold_half_pairs(body: bytes) -> bool:
+    """Whether JSON has an escape of either half of a surrogate pair."""
+    return _SURROGATE_ESCAPE.search(body) is not None
+
+
+def check_pairs(value: Any, path: str = "") -> None:
+    """Raise InvalidRequest where a string is no Unicode text: SQLite, the tokenizer and UTF-8 need one."""
     if isinstance(value, str):
         if not _encodable(value):
             raise InvalidRequest("the text holds half of a surrogate pair", param=path or None)
@@ -105,10 +116,10 @@ def _check_pairs(value: Any, path: str = "") -> None:
         for key, child in value.items():
             if not _encodable(key):
                 raise InvalidRequest("a field's name holds half of a surrogate pair", param=path or None)
-            _check_pairs(child, f"{path}.{key[:80]}" if path else key[:80])
+            check_pairs(child, f"{path}.{key[:80]}" if path else key[:80])
     elif isinstance(value, list):
         for place, child in enumerate(value):
-            _check_pairs(child, f"{path}.{place}" if path else str(place))
+            check_pairs(child, f"{path}.{place}" if path else str(place))
 
 
 def _encodable(text: str) -> bool:

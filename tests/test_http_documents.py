@@ -11,9 +11,12 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
+from app.index.collection import Collection, Database
+from app.main import create_app
 from app.schemas.documents import CollectionDescription, UpsertResponse
+from app.settings import Settings
 from tests.fakes import COLBERT, HIDDEN, FakeModel, token_id
-from tests.http_helpers import problem, serving
+from tests.http_helpers import JSON, problem, serving
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 DOCUMENTS = "/collections/default/documents"
@@ -145,6 +148,26 @@ def test_a_bad_document_has_its_own_error_and_the_others_are_stored(
     assert alone.json()["results"][0]["error"] == error
 
 
+@pytest.mark.parametrize("padding", [0, 300_000], ids=["small", "parsed in a worker thread"])
+def test_half_a_surrogate_pair_is_one_documents_fault(client: TestClient, padding: int) -> None:
+    """Scraped texts hold such halves, and Python's JSON writes them as escapes without a word."""
+    documents = [
+        {"id": "0", "text": "a cat" + " " * padding},
+        {"id": "1", "text": "half \ud83d"},
+        {"id": "\udc00", "text": "b"},
+        {"id": "3", "text": "c", "metadata": {"k": ["\ud800"]}},
+        {"id": "4", "text": "whole \U0001f600"},
+    ]
+    for body in (documents, {"documents": documents}):
+        answer = client.post(DOCUMENTS, content=json.dumps(body), headers=JSON)
+        assert answer.status_code == 200
+        stored = UpsertResponse.model_validate_json(answer.content)
+        assert (stored.upserted, stored.failed) == (2, 3)
+        params = [one.error.param if one.error else None for one in stored.results]
+        assert params == [None, "text", "id", "metadata.k.0", None]
+    assert client.get(f"{DOCUMENTS}/4").json()["text"] == "whole \U0001f600"
+
+
 def test_bad_metadata_costs_no_forward_pass(tmp_path: Path) -> None:
     model = FakeModel()
     with serving(tmp_path, model) as client:
@@ -221,6 +244,39 @@ def test_documents_are_deleted_by_id_and_by_filter(client: TestClient) -> None:
 @pytest.mark.parametrize("body", [[], {}, {"documents": []}, {"documents": {}}, 5, "x"])
 def test_an_upsert_needs_documents(client: TestClient, body: Any) -> None:
     problem(client.post(DOCUMENTS, json=body), 422, "invalid_request", "documents")
+
+
+def test_one_document_by_itself_is_told_that_a_list_is_expected(client: TestClient) -> None:
+    answer = client.post(DOCUMENTS, json={"id": "1", "text": "a"})
+    assert "a list" in problem(answer, 422, "invalid_request", "documents")
+    answer = client.post(DOCUMENTS, json={"documents": [{"text": "a"}], "refresh": True})
+    problem(answer, 422, "invalid_request", "refresh")
+
+
+def test_what_is_no_document_is_told_in_json_s_terms(client: TestClient) -> None:
+    answer = client.post(DOCUMENTS, json=["a text", {"text": "a", "metadata": ["lang"]}])
+    said = [one["error"] for one in answer.json()["results"]]
+    assert [one["message"] for one in said] == ["an object is expected"] * 2
+    assert [one["param"] for one in said] == [None, "metadata"]
+
+
+def test_a_collection_that_is_dropped_while_all_are_listed(tmp_path: Path) -> None:
+    class Dropping(Database):
+        def list(self) -> list[Collection]:
+            found = super().list()
+            if any(one.name == "b" for one in found):
+                self.drop("b")
+            return found
+
+    settings = Settings(data_dir=tmp_path)
+    app = create_app(settings, model=FakeModel(), database=Dropping(tmp_path))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        client.put("/collections/a")
+        client.put("/collections/c")
+        assert client.put("/collections/b").status_code == 201
+        listed = client.get("/collections")
+        assert listed.status_code == 200
+        assert [one["name"] for one in listed.json()["collections"]] == ["a", "c"]
 
 
 def test_only_the_default_collection_is_made_on_demand(client: TestClient) -> None:

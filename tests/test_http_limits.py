@@ -352,11 +352,53 @@ def test_strange_texts_are_served(tmp_path_factory: pytest.TempPathFactory, text
         ("/search", rb'{"query": "\udc00"}', "query"),
         ("/search", rb'{"query": "a", "filter": {"k": "\ud800"}}', "filter.k"),
         ("/embed", rb'{"texts": "a", "\ud800": 1}', None),
-        ("/collections/default/documents", rb'[{"text": "a", "metadata": {"k": "\ud800"}}]', "0.metadata.k"),
+        ("/collections/default/documents", rb'[{"text": "a", "metadata": {"k": "\ud800"}}]', "metadata.k"),
+        ("/collections/default/documents", rb'{"documents": [{"text": "a"}], "\ud800": 1}', None),
     ],
 )
 def test_half_a_surrogate_pair(client: TestClient, path: str, body: bytes, param: str | None) -> None:
     problem(client.post(path, content=body, headers=JSON), 422, "invalid_request", param)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"", "a JSON body is expected"), (b"[]", "an object is expected"), (b'"cat"', "an object is expected")],
+)
+def test_a_body_that_is_no_object(client: TestClient, body: bytes, said: str) -> None:
+    """Pydantic's words for it are `Field required` of no field, and dictionaries, which JSON has not."""
+    assert problem(client.post("/search", content=body, headers=JSON), 422, "invalid_request") == said
+    assert client.post("/v1/embeddings", content=body, headers=JSON).json()["error"]["message"] == said
+    assert client.post("/tei/embed", content=body, headers=JSON).json()["error"] == said
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("/search/", "../search"),
+        ("/search//", "../../search"),
+        ("/collections/?a=b&c", "../collections?a=b&c"),
+        ("/collections/a%3Fb/", "../a%3Fb"),
+        ("/collections/notes/documents/delete/", None),  # a document's id
+        ("/nowhere/", None),
+        ("/", None),
+        ("//", None),
+    ],
+)
+def test_a_slash_too_many_leads_on_by_a_relative_reference(
+    client: TestClient, path: str, location: str | None
+) -> None:
+    """A whole URL made of `Host` would lead past the TLS of a proxy, and past the prefix that it strips."""
+    headers = {"Host": "elsewhere.example"}
+    for url, root in ((path, ""), (f"/trivec{path}", "/trivec")):
+        behind = TestClient(client.app, root_path=root, follow_redirects=False)
+        answer = behind.post(url, json={"query": "a"}, headers=headers)
+        assert answer.headers.get("Location") == location
+        assert (answer.status_code == 307) is (location is not None)
+
+
+def test_a_client_that_follows_gets_there(client: TestClient) -> None:
+    assert set(client.post("/search/", json={"query": "a"}).json()) >= {"collection", "hits"}
+    assert set(client.get("/collections//").json()) == {"collections"}
 
 
 def test_another_models_collection(tmp_path: Path) -> None:

@@ -78,6 +78,23 @@ def test_normalisation_can_be_turned_off(client: TestClient) -> None:
     assert np.linalg.norm(one["dense"]) == pytest.approx(3, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("accept", "tensors"),
+    [
+        ("Application/VND.safetensors", True),
+        ("text/html, application/vnd.safetensors;q=0.5", True),
+        ("application/vnd.safetensors; q=0, application/json", False),
+        ("application/vnd.safetensors-index", False),
+        ("*/*", False),
+    ],
+)
+def test_safetensors_are_what_accept_names(client: TestClient, accept: str, tensors: bool) -> None:
+    answer = client.post("/embed", json={"texts": "a"}, headers={"Accept": accept})
+    assert answer.headers["Content-Type"] == (
+        "application/vnd.safetensors" if tensors else "application/json"
+    )
+
+
 def test_base64_int8_and_safetensors(client: TestClient) -> None:
     plain = client.post("/embed", json={"texts": TEXTS}).json()["results"]
     coded = client.post("/embed", json={"texts": TEXTS, "encoding": "base64"}).json()["results"]

@@ -127,6 +127,13 @@ def test_what_does_not_fit_is_named(
         assert message in problem(answer, 422, "invalid_request", f"{where}.{param}")
 
 
+def test_a_token_twice_is_told_as_such(client: TestClient) -> None:
+    """Their order is free, so a word about order would mislead."""
+    weights = {"indices": [7, 5, 7], "values": [1, 1, 1]}
+    answer = client.post("/search", json={"query": {"sparse": weights}})
+    assert problem(answer, 422, "invalid_request", "query.sparse") == "lexical indices must be distinct"
+
+
 def test_half_a_surrogate_pair_is_no_base64(client: TestClient) -> None:
     body = b'{"query": {"dense": "\\ud800"}}'
     answer = client.post("/collections/c/search", content=body, headers={"Content-Type": "application/json"})

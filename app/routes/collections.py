@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -77,8 +78,15 @@ UPSERT_BODY: dict[str, Any] = {
 async def list_collections(request: Request) -> Response:
     """All collections, by name."""
     service = service_of(request)
-    described = await service.in_index(lambda: [_described(one) for one in service.database.list()])
-    return JSONResponse({"collections": described})
+
+    def describe() -> list[dict[str, Any]]:
+        found = []
+        for one in service.database.list():
+            with suppress(CollectionNotFound):  # dropped meanwhile
+                found.append(_described(one))
+        return found
+
+    return JSONResponse({"collections": await service.in_index(describe)})
 
 
 @writing.put(

@@ -195,6 +195,8 @@ def _weights(body: SparseWeights, vocab_size: int, param: str) -> LexicalWeights
         raise InvalidRequest(f"{len(body.indices)} indices but {len(body.values)} values", param=param)
     if any(not 0 <= one < vocab_size for one in body.indices):
         raise InvalidRequest(f"token ids lie between 0 and {vocab_size - 1}", param=f"{param}.indices")
+    if len(set(body.indices)) < len(body.indices):
+        raise InvalidRequest("lexical indices must be distinct", param=param)
     order = np.argsort(np.array(body.indices, np.int32), kind="stable")
     with np.errstate(over="ignore"):
         values = np.array(body.values, np.float64).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.access import ReadRoute
+from app.access import ReadRoute, accepts
 from app.answers import numbers_of
 from app.errors import InvalidRequest
 from app.reranking import embed_candidates
@@ -51,7 +51,7 @@ async def embed(body: EmbedRequest, request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     texts = listed(body.texts)
     check_count(texts, service.settings.max_texts, "texts")
-    wants_tensors = SAFETENSORS in request.headers.get("accept", "")
+    wants_tensors = accepts(request, SAFETENSORS)
     if wants_tensors and body.dtype != "float32":
         raise InvalidRequest("a safetensors answer holds float32 only", param="dtype")
     outputs = service.outputs(body.outputs, "outputs")

@@ -94,6 +94,8 @@ async def _found(
 ) -> Response:
     collection = await service.in_index(partial(_for_reading, service, name))
     if collection is None:
+        if not _texts(body):
+            await _queries(service, record, body, None, bm25=False)  # vectors are looked at all the same
         found: list[list[dict[str, Any]]] = [[] for _ in _texts(body) or [""]]
     else:
         # Before the model works for a search that cannot be answered.

@@ -262,7 +262,7 @@ _MEANINGS = {
     400: "A text or a list is empty",
     401: "No API key, or an unknown one",
     413: "The body, the number of texts or a text is over its limit",
-    415: "The body is compressed",
+    415: "The body is compressed in another way than gzip",
     422: "A field is not valid",
     424: "The model failed on this request, or has no such output",
     429: "The queue is full; see `Retry-After`",

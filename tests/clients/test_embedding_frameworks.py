@@ -63,6 +63,20 @@ def test_llama_index(server: Server) -> None:
     assert embedding.get_query_embedding(payloads.TEXTS[0]) == wanted[0]
 
 
+def test_llama_index_asynchronously(server: Server) -> None:
+    library = pytest.importorskip(
+        "llama_index.embeddings.openai_like",
+        reason="llama-index-embeddings-openai-like is not installed: make test-clients",
+    )
+    embedding = library.OpenAILikeEmbedding(
+        api_base=server.v1, api_key="unused", model_name="any", embed_batch_size=10, num_workers=4
+    )
+    texts = [f"text {number}" for number in range(35)]
+    found = asyncio.run(embedding.aget_text_embedding_batch(texts))
+    assert sorted(len(one["body"]["input"]) for one in server.sent()) == [5, 10, 10, 10]
+    assert found == [pytest.approx(one) for one in server.embed(texts)]
+
+
 def test_haystack(server: Server) -> None:
     haystack = pytest.importorskip("haystack", reason="haystack-ai is not installed: make test-clients")
     from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder

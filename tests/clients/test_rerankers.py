@@ -84,6 +84,37 @@ def test_cohere_embeds(server: Server) -> None:
     assert plain.embeddings == wanted and plain.texts == payloads.TEXTS
 
 
+def test_cohere_embeds_in_batches(server: Server) -> None:
+    """Version 1 sends 96 texts a request, several at once, and puts the answers and their costs together."""
+    cohere = pytest.importorskip("cohere", reason=NO_COHERE)
+    texts = [f"text {number}" for number in range(200)]
+    wanted = [pytest.approx(one) for one in server.embed(texts)]
+    server.sent()
+    client = cohere.Client(base_url=server.url, api_key="unused")
+    plain = client.embed(model="any", texts=texts, input_type="search_document")
+    assert sorted(len(one["body"]["texts"]) for one in server.sent()) == [8, 96, 96]
+    assert plain.embeddings == wanted and plain.texts == texts
+    assert plain.meta.billed_units.input_tokens == 4 * len(texts)
+
+    async def run() -> object:
+        async with cohere.AsyncClient(base_url=server.url, api_key="unused") as client:
+            return await client.embed(model="any", texts=texts, embedding_types=["float", "ubinary"])
+
+    by_type = asyncio.run(run())
+    assert by_type.embeddings.float_ == wanted and len(by_type.embeddings.ubinary) == len(texts)  # type: ignore[attr-defined]
+
+
+def test_cohere_embeds_inputs_of_parts(server: Server) -> None:
+    cohere = pytest.importorskip("cohere", reason=NO_COHERE)
+    client = cohere.ClientV2(base_url=server.url, api_key="unused")
+    inputs = [{"content": [{"type": "text", "text": text}]} for text in payloads.TEXTS]
+    found = client.embed(model="any", inputs=inputs, input_type="search_query", output_dimension=24)
+    assert found.embeddings.float_ == [pytest.approx(one) for one in server.embed(payloads.TEXTS)]
+    with pytest.raises(cohere.BadRequestError) as refused:
+        client.embed(model="any", images=["data:image/png;base64,AA"], input_type="image")
+    assert refused.value.body["param"] == "images"
+
+
 def test_coheres_exceptions(server: Server, start: Start) -> None:
     cohere = pytest.importorskip("cohere", reason=NO_COHERE)
     client = cohere.ClientV2(base_url=server.url, api_key="unused")

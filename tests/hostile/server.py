@@ -28,13 +28,14 @@ from app import main
 from app.server import serve
 from app.settings import Settings
 from model.embedding import Counting, Embedding, IntArray, Output
-from tests.fakes import FakeModel, FakeTokens, token_id
+from tests.fakes import FakeModel, FakeTokens, split, token_id
 
 ROOT = Path(__file__).parent.parent.parent
 RELEASE, HOLD_LOAD = "release", "hold-load"
 HANG, RAISE, NAN, FEW, SLOW, MEMORY = (
     token_id(word) for word in ("zzhang", "zzraise", "zznan", "zzfew", "zzslow", "zzmemory")
 )
+COMMANDS = frozenset((HANG, RAISE, NAN, FEW, SLOW, MEMORY))
 
 
 class Obedient(FakeModel):
@@ -43,6 +44,8 @@ class Obedient(FakeModel):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
+        self._said: set[int] = set()
+        """Its words that a text has held. Words of chance have the ids of these too."""
 
     def _hang(self) -> None:
         while not (self._folder / RELEASE).exists():
@@ -52,6 +55,8 @@ class Obedient(FakeModel):
         self, texts: Sequence[str], max_length: int | None, *, count_terms: Counting | None = None
     ) -> list[FakeTokens]:
         for text in texts:
+            if "zz" in text:
+                self._said |= {token_id(word) for word, _ in split(text)} & COMMANDS
             if "zztokhang" in text:
                 self._hang()
             if "zztokraise" in text:
@@ -66,7 +71,7 @@ class Obedient(FakeModel):
         normalize: bool = True,
         between: Callable[[], None] | None = None,
     ) -> list[Embedding]:
-        words = {int(token) for ids in batch for token in ids}
+        words = {int(token) for ids in batch for token in ids} & self._said
         if HANG in words:
             self._hang()
         if SLOW in words:

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from app.error_formats import FORMATS
 from app.schemas.documents import UpsertRefusal
+from tests.fakes import token_id
 from tests.hostile.openapi import LEAKS, UNSAID, Findings, excuse, explore
-from tests.hostile.server import hostile_server
+from tests.hostile.server import RAISE, Obedient, hostile_server
 from tests.http_helpers import serving
 
 SEED = 20_261_123
@@ -183,6 +184,17 @@ def test_a_fraction_among_token_ids_is_named(tmp_path: Path, path: str, field: s
         for ids, place in (([7.5, 8], 0), ([7, 8.5], 1), ([7.0, 8.5], 1)):
             said = json.dumps(client.post(path, json={field: ids}).json())
             assert f"{field}.{place}: Input should be a valid integer" in said
+
+
+def test_the_model_of_these_tests_fails_on_its_own_words_only(tmp_path: Path) -> None:
+    """Ids are hashes of words, so among many thousand words some have the id of one that it obeys."""
+    model, chance = Obedient(tmp_path), "w72813"
+    assert token_id(chance) == RAISE
+    (tokens,) = model.tokenize([chance], None)
+    assert len(model.forward([tokens.ids], ["dense"])) == 1
+    (tokens,) = model.tokenize(["zzraise"], None)
+    with pytest.raises(RuntimeError):
+        model.forward([tokens.ids], ["dense"])
 
 
 def test_excuses_are_told_from_faults() -> None:
