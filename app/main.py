@@ -30,6 +30,7 @@ from app.schemas.documents import UpsertObject
 from app.scrape import ServiceCollector
 from app.service import Service
 from app.settings import ApiKey, Settings, unknown_variables
+from app.targets import OriginForm
 from app.telemetry import Telemetry
 from app.tidying import give_memory_back
 from app.tracing import Tracing, configured_tracing
@@ -100,6 +101,7 @@ def create_app(
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(OriginForm)
     app.openapi = partial(_openapi, app.openapi, open_to_all=not keys)  # type: ignore[method-assign]
     return app
 

@@ -57,7 +57,9 @@ def parse_unpaired(body: bytes) -> Any:
         {"parse_float": _float, "parse_int": _int} if len(body) > LARGE_BODY_BYTES else {}
     )
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, **numbers)
+        # A byte order mark says nothing, but editors and PowerShell write one (RFC 8259 lets it be ignored).
+        text = body.decode("utf-8").removeprefix("\ufeff")
+        value = json.loads(text, parse_constant=_refuse_constant, **numbers)
     except UnicodeDecodeError:
         raise MalformedJson("the body is not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -76,6 +76,21 @@ def test_what_is_no_http_is_answered_400(server: Served, name: str) -> None:
     works(server)
 
 
+@pytest.mark.parametrize(
+    "target", ["http://x/embed", "HTTPS://user@x:1/embed", "http://[::1]:80/embed?a=http://y/z"]
+)
+def test_a_target_in_absolute_form(server: Served, target: str) -> None:
+    """As a client of a proxy sends it."""
+    raw = server.raw().send(request(path=target))
+    assert raw.answer()[0] == 200
+    for other, status in ((b"http://x", 404), (b"http://x?y", 404), (b"http:///embed", 404)):
+        raw.send(b"GET " + other + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert raw.error() == (status, "not_found"), other
+    raw.send(b"GET http://x/collections/http://y HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert raw.answer()[0] in (404, 422)
+    raw.close()
+
+
 CHUNKED = (
     b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
