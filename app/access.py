@@ -23,7 +23,7 @@ from app.guard import deadline_of
 from app.inflate import plain_receive
 from app.service import service_of
 from app.settings import ApiKey
-from app.wire import LARGE_BODY_BYTES, parse_json
+from app.wire import LARGE_BODY_BYTES, parse_json, unmarked
 
 _ZERO = re.compile(r"q\s*=\s*0(?:\.0*)?")
 REST_OF_PATH = "rest"
@@ -79,7 +79,7 @@ class ParsedRequest(Request):
 
 def _checked(body: bytes, validate: Callable[..., tuple[Any, Sequence[Any]]]) -> Any:
     """A large body as the model that the handler takes, which FastAPI then has nothing left to check of."""
-    value, faults = validate(parse_json(body), loc=("body",))
+    value, faults = validate(parse_json(unmarked(body)), loc=("body",))
     if faults:
         raise RequestValidationError(faults)
     return value
@@ -109,7 +109,7 @@ class _Gated(APIRoute):
                 if len(body) > LARGE_BODY_BYTES:
                     parsed.parsed = await service.on_the_wire(partial(_checked, body, body_field.validate))
                 else:
-                    parsed.parsed = parse_json(body)
+                    parsed.parsed = parse_json(unmarked(body))
             return await handler(parsed)
 
         return gated

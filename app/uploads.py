@@ -16,7 +16,7 @@ from app.guard import body_of
 from app.ndjson import lines
 from app.routes.common import check_count
 from app.service import Service
-from app.wire import LARGE_BODY_BYTES, check_pairs, may_hold_half_pairs, parse_unpaired
+from app.wire import LARGE_BODY_BYTES, check_pairs, may_hold_half_pairs, parse_unpaired, unmarked
 
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
@@ -52,10 +52,12 @@ async def upload_of(request: Request, service: Service) -> Upload:
 
 def _listed(raw: bytes, most: int) -> list[Entry]:
     """The documents of a JSON body; one that holds half a surrogate pair is not in the others' way."""
-    body = parse_unpaired(raw)
+    body = parse_unpaired(unmarked(raw))
     if isinstance(body, dict):
         check_pairs(dict.fromkeys(body))
-        if "documents" in body and (unknown := sorted(set(body) - {"documents"})):
+        # A document by itself is told that a list is expected.
+        alone = "text" in body and "documents" not in body
+        if not alone and (unknown := sorted(set(body) - {"documents"})):
             raise InvalidRequest("there is no such field", param=unknown[0][:200])
         body = body.get("documents")
     if not isinstance(body, list) or not body:

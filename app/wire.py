@@ -8,6 +8,7 @@ are always plain numbers, of which there are few.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -37,6 +38,11 @@ _IS_BRACKET = np.isin(np.arange(256), list(b"[]{}"))
 _INT8_MAX = 127
 
 
+def unmarked(body: bytes) -> bytes:
+    """A body without the byte order mark that editors write; RFC 8259 lets it be ignored."""
+    return body.removeprefix(codecs.BOM_UTF8)
+
+
 def parse_json(body: bytes) -> Any:
     """JSON as RFC 8259 has it: UTF-8, no NaN or Infinity, no number beyond a double, no half surrogate pair.
 
@@ -57,9 +63,7 @@ def parse_unpaired(body: bytes) -> Any:
         {"parse_float": _float, "parse_int": _int} if len(body) > LARGE_BODY_BYTES else {}
     )
     try:
-        # A byte order mark says nothing, but editors and PowerShell write one (RFC 8259 lets it be ignored).
-        text = body.decode("utf-8").removeprefix("\ufeff")
-        value = json.loads(text, parse_constant=_refuse_constant, **numbers)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, **numbers)
     except UnicodeDecodeError:
         raise MalformedJson("the body is not UTF-8") from None
     except json.JSONDecodeError as error:

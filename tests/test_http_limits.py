@@ -459,3 +459,15 @@ def test_every_row_of_the_table(kind: type[Exception]) -> None:
 def test_no_two_rows_share_a_code() -> None:
     codes = [row.code for kind, row in TABLE.items() if kind is not index.InputInvalid]
     assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize("padding", [0, 300_000], ids=["small", "parsed in a worker thread"])
+def test_a_byte_order_mark_before_json_is_passed_over(tmp_path: Path, padding: int) -> None:
+    """As PowerShell and some editors write it; one, and at the very beginning."""
+    mark, text = b"\xef\xbb\xbf", json.dumps("cat" + " " * padding).encode()
+    bodies = {"/embed": b'{"texts": %s}', "/collections/default/documents": b'[{"text": %s}]'}
+    with serving(tmp_path) as client:
+        for path, body in bodies.items():
+            assert client.post(path, content=mark + body % text, headers=JSON).status_code == 200, path
+            twice = client.post(path, content=mark * 2 + body % text, headers=JSON)
+            problem(twice, 422, "malformed_json")
