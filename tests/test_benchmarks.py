@@ -58,10 +58,12 @@ def test_a_seed_draws_the_same_texts_again_and_another_seed_others(pool: list[st
 
 
 def test_passages_spread_over_all_lengths(pool: list[str], seed: int) -> None:
-    lengths = sorted(make_cell("passages", 64, pool, words, seed).lengths)
-    assert lengths[6] < 60
-    assert 60 < lengths[32] < 180
-    assert lengths[57] > 250
+    # So many that chance moves the middle of them by some 7 %: a seed in a thousand had 64 beyond the bounds.
+    cells = [make_cell("passages", 64, pool, words, seed + number) for number in range(8)]
+    lengths = sorted(length for cell in cells for length in cell.lengths)
+    assert lengths[len(lengths) // 10] < 60
+    assert 60 < lengths[len(lengths) // 2] < 180
+    assert lengths[len(lengths) * 9 // 10] > 250
 
 
 def test_a_pool_without_fitting_texts_is_an_error(seed: int) -> None:
